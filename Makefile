@@ -1,0 +1,84 @@
+# manager.h: building and testing. A C compiler and GNU make are enough; what else
+# a test needs (Consul, g++, clang, musl-gcc) it gets itself or skips by name.
+#
+#   make            the program and the examples, in build/
+#   make test       everything, against a real Consul
+#   make unit       only what needs no cluster
+#   make sanitize   the unit tests under ASan and UBSan
+#   make fuzz       each fuzzer for FUZZ_S seconds
+#   make warnings   every warning, every compiler and standard found here
+#   make demo       watch a small cluster work
+#   make install    PREFIX=/usr/local DESTDIR=
+
+CFLAGS      ?= -O2 -g
+TEST_CFLAGS ?= -O1 -g
+STD         ?= -std=c99
+WARN        ?= -Wall -Wextra -pedantic
+TEST_WARN   ?= $(WARN) -Wno-unused-function
+PREFIX      ?= /usr/local
+JOBS        ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+LDLIBS      += -pthread
+# Recursive, so that it is read in a recipe, where MAKEFLAGS tells of a -j given.
+PARALLEL     = $(if $(findstring -j,$(MAKEFLAGS)),,-j$(JOBS))
+
+B := build
+T := $(B)/tests
+
+EXAMPLES := $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
+UNITS    := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/test_*.c tests/sim*.c))
+E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
+
+# One header: everything depends on it, and on whatever small headers stand beside.
+HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
+
+.PHONY: all test test-build unit sanitize fuzz warnings demo install clean distclean
+all: $(EXAMPLES)
+
+$(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
+	@mkdir -p $(B)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) -I. -Iexamples $(CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+$(UNITS) $(E2E): $(T)/%: tests/%.c $(HEADERS)
+	@mkdir -p $(T)
+	$(CC) $(STD) $(TEST_WARN) $(CPPFLAGS) -I. -Iexamples -Itests $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+# Asked each time, fetched once, beside the compilers' work. Not to be had is no
+# error here: the tests that need Consul then say that they were skipped.
+.PHONY: $(B)/consul.path
+$(B)/consul.path:
+	@mkdir -p $(B)
+	@tests/consul.sh >$@ || : >$@
+
+test-build: $(B)/consul.path $(EXAMPLES) $(UNITS) $(E2E)
+
+test:
+	@$(MAKE) --no-print-directory $(PARALLEL) test-build
+	@CC="$(CC)" CONSUL="$$(cat $(B)/consul.path)" tests/run.sh $(UNITS) tests/style.sh tests/embed/embed.sh $(E2E)
+
+unit:
+	@$(MAKE) --no-print-directory $(PARALLEL) $(B)/consul.path $(UNITS)
+	@CC="$(CC)" CONSUL="$$(cat $(B)/consul.path)" tests/run.sh $(UNITS)
+
+sanitize:
+	@CC="$(CC)" MAKE="$(MAKE)" JOBS="$(JOBS)" tests/sanitize.sh
+
+fuzz:
+	@tests/fuzz.sh
+
+warnings:
+	@tests/warnings.sh
+
+demo: all
+	@$(B)/demo
+
+install: $(B)/manager
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include
+	install -m 755 $(B)/manager $(DESTDIR)$(PREFIX)/bin/manager
+	install -m 644 manager.h $(DESTDIR)$(PREFIX)/include/manager.h
+
+# Keeps the Consul that was fetched: distclean forgets that as well.
+clean:
+	@[ ! -d $(B) ] || find $(B) -mindepth 1 -maxdepth 1 ! -name consul -exec rm -rf {} +
+
+distclean:
+	rm -rf $(B)

@@ -1,0 +1,12258 @@
+/* ============================================================================
+ * [manual] manager.h: share out the pieces of a job among the machines of a
+ *          cluster, and never let two of them work on the same piece
+ * ============================================================================
+ *
+ * Do this in exactly one C file of your program, and link nothing:
+ *
+ *     #define MANAGER_IMPLEMENTATION
+ *     #include "manager.h"
+ *
+ * A whole program. Start it on as many machines as you like; each runs its share
+ * of the sixteen pieces, and what a dead machine had runs elsewhere within
+ * milliseconds of the proof that it is dead there:
+ *
+ *     #define MANAGER_IMPLEMENTATION
+ *     #include "manager.h"
+ *
+ *     static mgr_answer start(mgr *m, const char *partition, const mgr_grant *grant, void *user)
+ *     {
+ *         const char *argv[] = { "my-worker", partition, NULL };
+ *         mgr_process process = {0};
+ *         (void)grant; (void)user;
+ *         process.argv = argv;
+ *         return mgr_daemonize(m, partition, NULL, &process) == MGR_OK ? MGR_DONE : MGR_UNFIT;
+ *     }
+ *
+ *     int main(void)
+ *     {
+ *         const char *names[] = { "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15" };
+ *         mgr_desc desc = {0};
+ *         mgr *m;
+ *         desc.service_name = "ingest";
+ *         desc.partitions = names;
+ *         desc.partition_count = 16;
+ *         desc.handle_signals = true;
+ *         desc.on_acquire = start;
+ *         mgr_result result = mgr_open(&m, &desc);
+ *         if (result == MGR_OK) result = mgr_run(m);
+ *         if (result != MGR_OK) fprintf(stderr, "%s\n", mgr_error_text(m));
+ *         mgr_close(m);
+ *         return result != MGR_OK;
+ *     }
+ *
+ * Needs C99 or C++11, POSIX.1-2008, gcc or clang, and a Consul agent (1.8 or
+ * later) that can be reached over HTTP or a unix socket. In a second C file include
+ * it without the macro; or define MANAGER_STATIC as well, and it is private to one.
+ *
+ * does      membership, placement, locks, leases, fences, supervision of
+ *           processes and of in-process work, health checks, hand-over, failover
+ * does not  move your data, speak TLS (talk to the local agent), run without
+ *           Consul beyond one machine, survive a frozen host without fences
+ *           (see 7 below), or load-balance by load: placement is by count and weight
+ *
+ * Sections, in order; each calls only those above it:
+ *
+ *     [manual]   this text
+ *     [api]      types and prototypes
+ *     [base]     memory, strings, buffers, hashing, names as keys
+ *     [json]     pull reader and writer, base64
+ *     [wire]     HTTP/1.1: requests out, responses in, byte by byte
+ *     [rush]     placement; its specification, with vectors, stands at its head
+ *     [cluster]  what an instance decides: a pure state machine
+ *     [io]       the only section that calls the kernel
+ *     [loop]     descriptors, one deadline, a wake-up
+ *     [http]     one connection, deadlines, several addresses
+ *     [consul]   what is asked of Consul, and what its answers mean
+ *     [keeper]   guard and keeper: processes that survive this one
+ *     [manager]  the public functions
+ *     [history]
+ *     [license]
+ *
+ * ---- Concepts --------------------------------------------------------------
+ *
+ * service     a set of instances that share one set of partitions
+ * instance    one running program with an mgr; named uniquely within the service
+ * partition   a unit of work: a name
+ * assigned    the map says that this instance is to have the partition
+ * assumed     this instance holds the partition's lock, and works
+ * life        an instance from entering to leaving, named by its Consul session
+ * session     Consul's word for who holds locks; can be taken away at any moment
+ * lease       how long an instance may work on without a new confirmation
+ * delay       how long others wait after a loss that nobody has certified
+ * fence       a number that grows with every change of a partition's owner
+ * certificate the statement that everything of a life has been seen dead
+ * keeper      a small process that starts, stops and reaps the workers
+ * guard       a smaller one, which kills everything when the keeper cannot
+ * rebalance   the map has changed; drain: give all away; evict: leave
+ *
+ * ---- A partition's life in one instance ---------------------------------------
+ *
+ *                      read: may be taken            lock won
+ *         +----> IDLE --------------------> ACQUIRING --------> ASSUMED ----+
+ *         |       ^                             |                  |        | the map gives it
+ *         |       +-------- lock lost ----------+                  |        | to another, leave,
+ *         |                                                        |        | drain, refuse
+ *         |  unlock confirmed              all of it gone          |        v
+ *         +--------- UNLOCKING <---------------------------------- | -- RELEASING
+ *         |                                                        |        |
+ *         |  all of it gone                 session, lease or lock is gone  |
+ *         +----------- LOST <---------------------------------------+-------+
+ *
+ *     IDLE -> ACQUIRING        mgr__cluster_ask_lock, when mgr__part_takeable_at allows it
+ *     ACQUIRING -> ASSUMED     mgr__cluster_lock_won
+ *     ACQUIRING -> IDLE        mgr__cluster_lock_answer, mgr__cluster_read_part
+ *     ASSUMED -> RELEASING     mgr__part_release
+ *     RELEASING -> UNLOCKING   mgr__cluster_gone
+ *     UNLOCKING -> IDLE        mgr__cluster_unlock_answer, mgr__cluster_read_part
+ *     any -> LOST              mgr__part_lose
+ *     LOST -> IDLE             mgr__cluster_gone
+ *
+ * ---- What is promised -------------------------------------------------------
+ *
+ *  1. At most one live process (or in-process owner) per partition and name, over
+ *     the whole cluster, whatever is killed, stopped, cut off, deleted by hand, or
+ *     lands late or twice.
+ *  2. Eventually exactly one, in a bound that `manager timings` prints.
+ *  3. No process outlives its lease, nor its manager.
+ *  4. A release or certificate is sent only after death was seen.
+ *  5. Every instance with the same picture computes the same map, on any CPU.
+ *  6. Nothing moves that the change does not require, beyond what evenness needs.
+ *  7. No answer of Consul corrupts memory, blocks the loop, or makes it spin.
+ *  8. An embedding program keeps its signals, children, stdio and threads.
+ *  9. What is asked of Consul is bounded: three connections an instance, back-off
+ *     with jitter, nothing while nothing changes but renewals and the long poll.
+ * 10. Nothing is silent: each refusal, wait and failure is an event with its reason.
+ *
+ * What no process can promise: a host or virtual machine that is frozen whole (or
+ * manager, keeper and guard all stopped by hand) may wake with its workers alive
+ * for what was left of their lease. Only the fence helps there: pass
+ * MANAGER_FENCE (or mgr_grant_fence) to whatever the work writes to, and let that
+ * refuse any fence lower than one it has seen.
+ *
+ * In-process work is cooperative: its proof of death is the program's own death.
+ * When it is lost, on_lost must end it before it returns; the life then gets no
+ * certificate, and others wait the delay. With mgr_hold nothing is given up before
+ * mgr_released. overrun_kill_host lets the keeper kill the program at the lease's end.
+ *
+ * ---- How two owners are avoided -----------------------------------------------
+ *
+ *  a. Membership is the key cluster/instances/<id>, locked by the session. One
+ *     blocking query on cluster/ shows members, wishes and certificates at one
+ *     index; from that picture alone every instance computes the same map.
+ *  b. A partition may be locked if its key carries no session, and its value says
+ *     "released", or cluster/dead/<life of its value> stands, or the loss has been
+ *     seen for max(own delay, delay in the value). The lock is a transaction
+ *     [check-index at the index that was read, lock]: decided in raft order.
+ *     Consul's lock-delay is not relied on: it is checked before raft, so that a
+ *     spinning acquire can win it; sessions are made with LockDelay 0.
+ *  c. The lease runs from the moment the last linearizable confirmation was sent:
+ *     one transaction of check-session and check-index for 63 partitions each.
+ *     delay >= (lease + kill margin) * 1.002, or mgr_open refuses.
+ *  d. When stop_grace is left of the lease without a new confirmation, work is told
+ *     to stop; at its end it is killed: by the program, by the keeper if the program
+ *     hangs, by the guard if the keeper hangs too. The lease is one atomic word in
+ *     shared memory; the keeper closes it for good before its first signal.
+ *  e. Nobody waits where death is proven: who has reaped everything of a life
+ *     writes its certificate and destroys its session.
+ *  f. Once an unlock under a fence was sent, no work starts under it or a lower one;
+ *     a lock whose answer was lost is never adopted, but taken anew with a value
+ *     that differs, which makes the first one impossible.
+ *  g. A first set of partitions hangs on a marker: cluster/partitions is created
+ *     with an empty hash, then sessions are counted, then owner keys are made, each
+ *     conditioned on the marker's index. "released" is written only if no session of
+ *     the service existed and this program has never seen the set before.
+ *
+ * ---- What stands in Consul, below manager/<service id>/ --------------------------
+ *
+ * Names enter keys with everything outside [A-Za-z0-9_-] as %XX.
+ *
+ *     cluster/partitions      hash, count, version, placement, delay_max, fence_base
+ *     cluster/instances/<id>  life, weight, lease, delay, grace, joining, leaving,
+ *                             draining, releases, node, service, refuses; locked
+ *     cluster/wishes/<id>     drain; evict: the life that is to leave
+ *     cluster/dead/<life>     the certificate
+ *     sets/<hash>             ["a",[0,15]]: names, and numbers as ranges
+ *     owners/<partition>      state held|released, life, instance, since (ms), delay,
+ *                             attempts, exit, ended, serial, fence; locked
+ *
+ * A get of a missing key fails its whole transaction (409): that is how "missing"
+ * is read. A transaction's answer has an entry for each check, too.
+ *
+ * ---- Limits -------------------------------------------------------------------
+ *
+ *     MGR_NAME_BYTES_MAX       255      a name of a service, instance or partition
+ *     MGR_PARTITION_COUNT_MAX  65536    and 390,000 bytes for the set's text
+ *     MGR_MEMBER_COUNT_MAX     4096
+ *     MGR_WORKER_COUNT_MAX     4096     processes of one instance
+ *     MGR_CHECK_COUNT_MAX      1024
+ *     MGR_ADDRESS_COUNT_MAX    16       of agents
+ *     MGR_BODY_BYTES_MAX       16 MiB   one answer; MGR_HEAD_BYTES_MAX 16 KiB its head
+ *     MGR_SPAWN_BYTES_MAX      256 KiB  arguments and environment of a process
+ *     MGR_KILL_MARGIN_MS       900      from SIGKILL until a worker is surely gone
+ *     MGR_CONNECT_TIMEOUT_MS   1000     then the next address
+ *     MGR__JSON_DEPTH_MAX      64
+ *     posts waiting            256
+ *
+ * ---- Configuration macros, to be set before the implementation -------------------
+ *
+ *     MANAGER_STATIC           public functions are static
+ *     MGR_ASSERT(x)            default assert: programmer errors only
+ *     MGR_MALLOC/REALLOC/FREE  all three or none; or desc.allocator for one instance
+ *     the limits above
+ *
+ * ---- Memory, errors, signals, fork, threads --------------------------------------
+ *
+ * mgr_open copies its descriptor whole. Strings returned live until the next call on
+ * the instance. Out of memory ends the instance: its work is stopped, mgr_run says
+ * MGR_NO_MEMORY. A grant lives until mgr_close (48 bytes for each acquisition).
+ *
+ * Operating errors are results, with mgr_error_text in words. The library never
+ * exits, aborts or prints. Nothing waits without a deadline: requests 8 s, those
+ * that carry the lease a fifth of it, the blocking query one lease.
+ *
+ * No handler is installed and no mask changed, except with handle_signals, which
+ * reads SIGTERM and SIGINT from a signalfd (Linux). Guard and keeper are made so
+ * that the program's wait and SIGCHLD never see them (clone3 without a signal).
+ * Daemonize before mgr_open. In a forked child every call says MGR_FORKED, and
+ * mgr_close only frees memory. One thread steps an instance; mgr_post, mgr_leave,
+ * mgr_lease_left_ms and the grant calls may be used from any.
+ *
+ * An agent that mgr_agent_start runs has a keeper of its own: it must outlive a life
+ * of the instance that ends.
+ *
+ * ---- Testing ------------------------------------------------------------------
+ *
+ * `make test`: unit tests per section, the simulator (many instances of [cluster]
+ * against a model of Consul under a virtual clock; a seed repeats a run), the
+ * contract suite that keeps the model honest, and end-to-end tests on real Consul.
+ */
+/* The implementation needs more of libc than strict C99 shows: say so before the
+ * first libc header, or refuse below with the remedy. */
+#if defined(MANAGER_IMPLEMENTATION) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE 1
+#endif
+
+/* ============================================================================
+ * [api] Types and prototypes
+ * what:  everything a user of manager.h sees
+ * owns:  nothing
+ * calls: nothing
+ * ========================================================================== */
+#ifndef MANAGER_H
+#define MANAGER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define MANAGER_VERSION "0.1.0"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define MGR__PRINTF(at, from) __attribute__((format(printf, at, from)))
+#define MGR__UNUSED __attribute__((unused))
+#else
+#define MGR__PRINTF(at, from)
+#define MGR__UNUSED
+#endif
+
+/* Linkage of the public functions: MANAGER_STATIC makes them private to the one
+ * C file that includes the implementation. */
+#ifdef MANAGER_STATIC
+#define MGRAPI static MGR__UNUSED
+#elif defined(__cplusplus)
+#define MGRAPI extern "C"
+#else
+#define MGRAPI extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct pollfd;
+
+typedef struct mgr mgr;                 /* one instance: a member of a cluster, or an observer of one */
+typedef struct mgr_grant mgr_grant;     /* the right to work on one partition; lives until mgr_close */
+
+/* In a descriptor 0 means "the default"; where "none" makes sense it is this. */
+#define MGR_NONE 0xffffffffu
+
+/* Limits. All of them may be set before the implementation is included. */
+#ifndef MGR_NAME_BYTES_MAX
+#define MGR_NAME_BYTES_MAX 255          /* a service id, instance id or partition name */
+#endif
+#ifndef MGR_PARTITION_COUNT_MAX
+#define MGR_PARTITION_COUNT_MAX 65536
+#endif
+#ifndef MGR_MEMBER_COUNT_MAX
+#define MGR_MEMBER_COUNT_MAX 4096
+#endif
+#ifndef MGR_WORKER_COUNT_MAX
+#define MGR_WORKER_COUNT_MAX 4096       /* processes of one instance alive at once */
+#endif
+#ifndef MGR_ADDRESS_COUNT_MAX
+#define MGR_ADDRESS_COUNT_MAX 16        /* addresses of Consul agents, after looking names up */
+#endif
+#ifndef MGR_BODY_BYTES_MAX
+#define MGR_BODY_BYTES_MAX (16u << 20)  /* one answer of Consul */
+#endif
+#ifndef MGR_HEAD_BYTES_MAX
+#define MGR_HEAD_BYTES_MAX (16u << 10)  /* its status line and header fields */
+#endif
+#ifndef MGR_SPAWN_BYTES_MAX
+#define MGR_SPAWN_BYTES_MAX (256u << 10) /* arguments and environment of one process */
+#endif
+#ifndef MGR_KILL_MARGIN_MS
+#define MGR_KILL_MARGIN_MS 900          /* from SIGKILL at the lease's end until a worker is surely gone */
+#endif
+#ifndef MGR_CHECK_COUNT_MAX
+#define MGR_CHECK_COUNT_MAX 1024
+#endif
+
+/* Results. MGR_OK is 0, every failure negative. One list makes both the
+ * constants and mgr_result_text's texts, so they cannot drift apart. */
+#define MGR_RESULT_LIST(X)                                                          \
+    X(MGR_OK,            0, "ok")                                                   \
+    X(MGR_NO_MEMORY,    -1, "out of memory")                                        \
+    X(MGR_INVALID,      -2, "invalid argument or descriptor")                       \
+    X(MGR_UNREACHABLE,  -3, "no Consul agent can be reached")                       \
+    X(MGR_TIMEOUT,      -4, "the deadline passed before an answer came")            \
+    X(MGR_DENIED,       -5, "an ACL right is missing")                              \
+    X(MGR_IDENTITY,     -6, "another live instance has this id")                    \
+    X(MGR_CONFLICT,     -7, "somebody else changed it first")                       \
+    X(MGR_EVICTED,      -8, "an operator made this instance leave")                 \
+    X(MGR_LOST,         -9, "the lease or the session is lost")                     \
+    X(MGR_PROTOCOL,    -10, "an answer is malformed")                               \
+    X(MGR_SYSTEM,      -11, "a system call failed")                                 \
+    X(MGR_NOT_FOUND,   -12, "no such thing")                                        \
+    X(MGR_LIMIT,       -13, "a limit is exceeded")                                  \
+    X(MGR_STATE,       -14, "not possible in this state")                           \
+    X(MGR_REENTRANT,   -15, "not allowed inside a callback")                        \
+    X(MGR_FORKED,      -16, "not allowed in a forked child of the host program")    \
+    X(MGR_LEFT,        -17, "the instance has left the cluster")                    \
+    X(MGR_UNPLACEABLE, -18, "no instance may take the partition")                   \
+    X(MGR_NOT_MEMBER,  -19, "an observer cannot do this")
+
+typedef enum mgr_result {
+#define MGR__RESULT_ENUM(name, value, text) name = value,
+    MGR_RESULT_LIST(MGR__RESULT_ENUM)
+#undef MGR__RESULT_ENUM
+    MGR__RESULT_FORCE_INT = 0x7fffffff
+} mgr_result;
+
+/* What a callback says of the work it was asked to begin or end. */
+typedef enum mgr_answer {
+    MGR_DONE = 0,       /* begun, or gone */
+    MGR_PENDING = 1,    /* not yet: mgr_released says when it is gone */
+    MGR_UNFIT = 2       /* this instance cannot do this partition: let another have it */
+} mgr_answer;
+
+/* What happened. name, then the word used in logs. */
+#define MGR_EVENT_LIST(X)                  \
+    X(MGR_EVENT_CONSUL_UP,   "consul-up")   \
+    X(MGR_EVENT_CONSUL_DOWN, "consul-down") \
+    X(MGR_EVENT_ENTERED,     "entered")     \
+    X(MGR_EVENT_LEFT,        "left")        \
+    X(MGR_EVENT_EVICTED,     "evicted")     \
+    X(MGR_EVENT_IDENTITY,    "identity")    \
+    X(MGR_EVENT_SESSION_LOST,"session-lost")\
+    X(MGR_EVENT_LEASE_LOST,  "lease-lost")  \
+    X(MGR_EVENT_MEMBER_JOINED,"member-joined") \
+    X(MGR_EVENT_MEMBER_DEAD, "member-dead") \
+    X(MGR_EVENT_MEMBER_REMOVED,"member-removed") \
+    X(MGR_EVENT_REBALANCE,   "rebalance")   \
+    X(MGR_EVENT_SET_CHANGED, "set-changed") \
+    X(MGR_EVENT_ASSUMED,     "assumed")     \
+    X(MGR_EVENT_RELEASING,   "releasing")   \
+    X(MGR_EVENT_RELEASED,    "released")    \
+    X(MGR_EVENT_PARTITION_LOST,"partition-lost") \
+    X(MGR_EVENT_WAITING,     "waiting")     \
+    X(MGR_EVENT_REFUSED,     "refused")     \
+    X(MGR_EVENT_UNPLACEABLE, "unplaceable") \
+    X(MGR_EVENT_STARTED,     "started")     \
+    X(MGR_EVENT_START_FAILED,"start-failed")\
+    X(MGR_EVENT_EXITED,      "exited")      \
+    X(MGR_EVENT_BACKOFF,     "backoff")     \
+    X(MGR_EVENT_ENDED,       "ended")       \
+    X(MGR_EVENT_STUCK,       "stuck")       \
+    X(MGR_EVENT_CHECK,       "check")       \
+    X(MGR_EVENT_KEEPER_LOST, "keeper-lost") \
+    X(MGR_EVENT_CERTIFIED,   "certified")   \
+    X(MGR_EVENT_AGENT,       "agent")       \
+    X(MGR_EVENT_ERROR,       "error")
+
+typedef enum mgr_event_kind {
+#define MGR__EVENT_ENUM(name, word) name,
+    MGR_EVENT_LIST(MGR__EVENT_ENUM)
+#undef MGR__EVENT_ENUM
+    MGR__EVENT_COUNT
+} mgr_event_kind;
+
+/* Every pointer lives for the call; absent ones are "". */
+typedef struct mgr_event {
+    mgr_event_kind kind;
+    const char    *partition;
+    const char    *instance;    /* the other instance, where there is one */
+    const char    *name;        /* of a process or a check */
+    pid_t          pid;         /* 0: none */
+    int            status;      /* EXITED: exit status, or -signal; CHECK: 0 pass, 1 warning, 2 critical */
+    uint64_t       fence;
+    mgr_result     result;
+    const char    *text;        /* the whole event as one line of English, without a newline */
+} mgr_event;
+
+typedef enum mgr_log_level { MGR_LOG_ERROR, MGR_LOG_WARN, MGR_LOG_INFO, MGR_LOG_DEBUG } mgr_log_level;
+
+/* resize(user, NULL, 0, n) allocates, resize(user, p, n, 0) frees. NULL on failure. */
+typedef struct mgr_allocator {
+    void *(*resize)(void *user, void *ptr, size_t old_bytes, size_t new_bytes);
+    void  *user;
+} mgr_allocator;
+
+/* How the processes of a partition are kept together, so that none survives. */
+typedef enum mgr_isolate {
+    MGR_ISOLATE_DEFAULT = 0,    /* auto */
+    MGR_ISOLATE_NONE,           /* process groups and the subreaper's sweep */
+    MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
+    MGR_ISOLATE_PIDNS,          /* besides, a PID namespace whose first process is the keeper */
+    MGR_ISOLATE_AUTO            /* the strongest that this host allows */
+} mgr_isolate;
+
+/* One instance. Zero it, set what differs, pass it to mgr_open, which copies it
+ * whole, strings included. Times are in milliseconds. */
+typedef struct mgr_desc {
+    uint32_t _start_canary;
+
+    const char *service_name;        /* what Consul shows; required */
+    const char *service_id;          /* what the keys carry; default: the name */
+    const char *instance_id;         /* default: the host name */
+    uint32_t    weight;              /* share of the work against others; default 1; at most 65535 */
+    const char *const *tags;         /* of the Consul service */
+    size_t      tag_count;
+    const char *address;             /* of the Consul service; default: the agent's */
+    uint16_t    port;
+
+    const char *consul_addr;         /* "host:port,unix:///path"; default CONSUL_HTTP_ADDR, then 127.0.0.1:8500 */
+    const char *consul_token;        /* default CONSUL_HTTP_TOKEN */
+    const char *consul_token_file;   /* default CONSUL_HTTP_TOKEN_FILE; read by mgr_open */
+    const char *kv_prefix;           /* default "manager" */
+
+    const char *const *partitions;   /* NULL: take the cluster's */
+    size_t      partition_count;
+    uint64_t    partitions_version;  /* a lower one never replaces a higher one */
+
+    uint32_t    lease_ms;            /* default 15000 */
+    uint32_t    delay_ms;            /* default (lease + kill margin) * 1.002, 16000 for the default lease */
+    uint32_t    session_ttl_ms;      /* default 15000; Consul's minimum is 10000 */
+    uint32_t    stop_grace_ms;       /* polite stop before SIGKILL; default a third of the lease */
+    uint32_t    rejoin_grace_ms;     /* default none */
+    uint32_t    settle_ms;           /* a joiner waits so long before it takes part; default 1000 */
+    uint32_t    moves_max;           /* planned releases in flight; default no limit */
+    uint32_t    start_timeout_ms;    /* mgr_run gives up entering; default none */
+
+    mgr_isolate isolate;
+    bool        overrun_kill_host;   /* in-process work: the keeper kills this program at the lease's end */
+    char      **keeper_argv;         /* exec the keeper as this command: see mgr_keeper_main */
+    bool        handle_signals;      /* SIGTERM and SIGINT leave; a second one kills at once */
+    bool        observer;            /* no session, no keeper, no work: status and admin calls only */
+
+    mgr_answer (*on_acquire)(mgr *m, const char *partition, const mgr_grant *grant, void *user);
+    mgr_answer (*on_release)(mgr *m, const char *partition, uint32_t within_ms, void *user);
+    void       (*on_lost)(mgr *m, const char *partition, mgr_result why, void *user);
+    void       (*on_event)(mgr *m, const mgr_event *event, void *user);
+    void       (*on_log)(mgr_log_level level, const char *text, void *user);
+    void        *user;
+    mgr_allocator allocator;
+
+    uint32_t _end_canary;
+} mgr_desc;
+
+/* A process. Strings and arrays are copied by the call that takes them. */
+typedef struct mgr_process {
+    uint32_t _start_canary;
+    const char *const *argv;         /* NULL-terminated; argv[0] is looked up on the PATH */
+    const char *const *env;          /* "NAME=value", NULL-terminated, added to ours; NULL: nothing */
+    const char *directory;           /* default "/" */
+    int         stop_signal;         /* default SIGTERM */
+    uint32_t    stop_grace_ms;       /* default the descriptor's */
+    uint32_t    start_timeout_ms;    /* until exec; default 10000 */
+    uint32_t    backoff_min_ms;      /* daemonize: first pause before a restart; default 250 */
+    uint32_t    backoff_max_ms;      /* default 60000 */
+    uint32_t    healthy_ms;          /* after so long the back-off starts anew; default 10000 */
+    uid_t       uid;                 /* with set_ids */
+    gid_t       gid;
+    bool        set_ids;
+    bool        discard_output;      /* stdout and stderr to /dev/null; default: the host's */
+    uint32_t _end_canary;
+} mgr_process;
+
+/* What a critical check does, besides telling Consul and the handlers. */
+typedef enum mgr_check_policy {
+    MGR_CHECK_REPORT = 0,
+    MGR_CHECK_RESTART,               /* kill the partition's processes: daemonize starts them anew */
+    MGR_CHECK_REFUSE                 /* give the partition to another instance */
+} mgr_check_policy;
+
+typedef struct mgr_check {
+    uint32_t _start_canary;
+    const char *id;                  /* unique in the instance; default "<partition>:script" or ":ttl" */
+    const char *name;                /* what Consul shows; default: the id */
+    const char *const *argv;         /* script checks: exit 0 passes, 1 warns, anything else fails */
+    uint32_t    interval_ms;         /* script checks; default 10000 */
+    uint32_t    timeout_ms;          /* script checks; default 30000; a script over it is killed and fails */
+    uint32_t    ttl_ms;              /* TTL checks: critical when no report came for so long */
+    bool        by_worker;           /* TTL checks: the worker reports to Consul itself, PUT /v1/agent/check/pass/$MANAGER_CHECK_ID */
+    mgr_check_policy policy;
+    void (*on_pass)(mgr *m, const char *check_id, const char *partition, void *user);     /* on a change to this state */
+    void (*on_warning)(mgr *m, const char *check_id, const char *partition, void *user);
+    void (*on_failure)(mgr *m, const char *check_id, const char *partition, void *user);
+    void       *user;                /* NULL: the descriptor's */
+    uint32_t _end_canary;
+} mgr_check;
+
+/* `consul agent`, run under the keeper and restarted with back-off. */
+typedef struct mgr_agent {
+    uint32_t _start_canary;
+    const char *program;             /* default "consul" */
+    const char *data_dir;            /* required unless dev */
+    const char *node;                /* default: Consul's own */
+    const char *bind_addr;
+    const char *client_addr;
+    const char *config_file;
+    const char *log_level;           /* default "warn" */
+    const char *ca_file;
+    bool        verify_outgoing;
+    bool        server;
+    bool        dev;                 /* in memory */
+    uint32_t    bootstrap_expect;    /* servers; 0: not passed */
+    uint16_t    http_port;           /* 0: Consul's own */
+    const char *const *tags;         /* node meta: "tag-0", "tag-1", ... */
+    size_t      tag_count;
+    const char *const *args;         /* passed on as they are */
+    size_t      arg_count;
+    uint32_t _end_canary;
+} mgr_agent;
+
+/* ---- the instance ----
+ * Unless said otherwise: call from the one thread that steps the instance; a
+ * pointer passed in is read during the call only; a string returned lives until
+ * the next call on this instance. */
+
+/* Make an instance; it enters the cluster in the steps that follow. Forks the
+ * guard and the keeper; no network I/O beyond looking names up.
+ * *out is set on failure too, so that mgr_error_text can say why, and must be
+ * closed; it is NULL only when out of memory.
+ * MGR_INVALID: a field of the descriptor (the text names it); MGR_SYSTEM. */
+MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc);
+
+/* The last error in words: what failed, on what, what to do. Never NULL. */
+MGRAPI const char *mgr_error_text(const mgr *m);
+
+/* A result in words, "ok" for MGR_OK. Any thread. */
+MGRAPI const char *mgr_result_text(mgr_result result);
+
+/* The word of an event, as in logs. Any thread. */
+MGRAPI const char *mgr_event_word(mgr_event_kind kind);
+
+/* Step until the instance has left. MGR_OK: left because mgr_leave was called.
+ * MGR_EVICTED, MGR_IDENTITY, MGR_UNREACHABLE or MGR_TIMEOUT (start_timeout_ms
+ * passed), MGR_DENIED. */
+MGRAPI mgr_result mgr_run(mgr *m);
+
+/* One turn: wait at most timeout_ms (-1: as long as need be) and do what is due.
+ * MGR_OK: go on; MGR_LEFT and the failures of mgr_run: over, close it. */
+MGRAPI mgr_result mgr_step(mgr *m, int timeout_ms);
+
+/* For somebody else's loop: one descriptor that is readable when there is
+ * something to do, timers included (an epoll on Linux); -1 where only
+ * mgr_pollfds works. Then call mgr_dispatch(m, NULL, 0). */
+MGRAPI int mgr_fd(const mgr *m);
+
+/* Fill in what to poll for; returns the number needed, writes at most max.
+ * Ask again before every poll: connections come and go. */
+MGRAPI size_t mgr_pollfds(mgr *m, struct pollfd *fds, size_t fd_count_max);
+
+/* Milliseconds until mgr_dispatch wants to be called without any descriptor
+ * being ready; at most a quarter of the kill margin while work is held, for
+ * poll's own timeout does not count suspension. */
+MGRAPI int mgr_timeout_ms(const mgr *m);
+
+/* Do what is due. revents are hints; NULL, 0 looks at everything.
+ * Results as for mgr_step. */
+MGRAPI mgr_result mgr_dispatch(mgr *m, const struct pollfd *fds, size_t fd_count);
+
+/* Run fn(m, arg) in the loop, in the order of posting. Any thread; from a signal
+ * handler too (it takes no lock). MGR_LIMIT: 256 posts are waiting. */
+MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *m, void *arg), void *arg);
+
+/* Leave: stop the work, release, deregister; mgr_run then returns MGR_OK.
+ * A second call kills the work at once. Any thread, async-signal-safe, NULL is fine. */
+MGRAPI void mgr_leave(mgr *m);
+
+/* Free everything. Work still running is stopped by the keeper. NULL is fine.
+ * In a forked child of the host it frees memory and does nothing else. */
+MGRAPI void mgr_close(mgr *m);
+
+/* ---- grants: any thread ---- */
+MGRAPI uint64_t mgr_grant_fence(const mgr_grant *grant);    /* pass it to whatever the work writes to */
+MGRAPI int64_t  mgr_grant_left_ms(const mgr_grant *grant);  /* <= 0 once this partition or the lease is lost */
+
+/* ---- processes of a partition ----
+ * Names are unique in an instance; NULL means the partition's. Call from
+ * on_acquire or while the partition is assumed. MGR_STATE: it is not assumed;
+ * MGR_CONFLICT: the name is taken; MGR_LIMIT: arguments and environment over
+ * MGR_SPAWN_BYTES_MAX, or MGR_WORKER_COUNT_MAX reached. */
+MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process);       /* once */
+MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process);  /* restarted with back-off */
+MGRAPI pid_t      mgr_pid(const mgr *m, const char *name);     /* 0: not running. For display: signals go through mgr_kill */
+MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number);   /* MGR_NOT_FOUND: no such process */
+
+/* ---- work inside the program ---- */
+MGRAPI mgr_result mgr_hold(mgr *m, const char *partition);     /* more than processes: released only by mgr_released or our death */
+MGRAPI mgr_result mgr_released(mgr *m, const char *partition); /* the in-process work of the partition is gone */
+MGRAPI uint64_t   mgr_fence(const mgr *m, const char *partition);  /* 0: not assumed */
+MGRAPI int64_t    mgr_lease_left_ms(const mgr *m);             /* any thread; 0 for NULL, and once the lease is lost */
+
+/* ---- the cluster ---- */
+MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count);  /* for the whole service */
+MGRAPI mgr_result mgr_drain(mgr *m, bool on);                  /* hand everything over, stay a member */
+MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /* let another have it; 0: take it back */
+MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another instance to leave */
+MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /* the same for draining */
+
+/* ---- health ----
+ * partition NULL: a check of the whole instance. The state goes to a Consul TTL
+ * check of the same id. */
+MGRAPI mgr_result mgr_check_script(mgr *m, const char *partition, const mgr_check *check);
+MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *check);
+MGRAPI mgr_result mgr_check_pass(mgr *m, const char *check_id, const char *note);
+MGRAPI mgr_result mgr_check_warn(mgr *m, const char *check_id, const char *note);
+MGRAPI mgr_result mgr_check_fail(mgr *m, const char *check_id, const char *note);
+
+/* ---- the Consul agent ---- */
+MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent);   /* run `consul agent` under the keeper */
+MGRAPI mgr_result mgr_agent_join(mgr *m, const char *address);       /* as soon as the agent answers */
+
+/* First line of main, only with desc.keeper_argv: -1 when this process is not
+ * to be the keeper, else its exit status. */
+MGRAPI int mgr_keeper_main(int argc, char **argv);
+
+/* ---- looking at a service ---- */
+typedef struct mgr_view_instance {
+    const char *id;
+    bool        alive, joining, draining, evicting;
+    uint32_t    weight;
+    uint32_t    owned;               /* partitions it holds */
+    uint64_t    joined;              /* CreateIndex of its key */
+    const char *life;                /* its session */
+    const char *node;                /* its agent's node name */
+    const char *isolate;             /* how its keeper keeps processes together: "none", "cgroup", "pidns" */
+    uint32_t    lease_ms, delay_ms;
+    const char *const *refuses;      /* partition names */
+    size_t      refuse_count;
+} mgr_view_instance;
+
+typedef enum mgr_view_state { MGR_VIEW_ASSIGNED, MGR_VIEW_ASSUMED, MGR_VIEW_UNPLACEABLE } mgr_view_state;
+
+typedef struct mgr_view_partition {
+    const char *name;
+    const char *assigned;            /* instance id; NULL: unplaceable */
+    const char *owner;               /* instance id of the live holder; NULL: none */
+    mgr_view_state state;
+    uint64_t    fence;               /* 0: no owner */
+    const char *since;               /* RFC 3339, UTC; "" where there is no owner */
+    uint32_t    attempts;            /* starts of its processes under this owner */
+    const char *last_exit;           /* "", "exit 1", "signal 9" */
+    bool        ended;               /* its process was to run once, and has ended */
+    bool        lost;                /* its last holder's life is gone without a release or certificate */
+    const char *last_owner;          /* who held it last, "" if nobody ever did */
+} mgr_view_partition;
+
+typedef struct mgr_view {
+    const char *service_id;
+    uint64_t    index;               /* Consul's index of this picture */
+    bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining */
+    uint64_t    version;             /* of the partition set */
+    const mgr_view_instance  *instances;
+    size_t      instance_count;
+    const mgr_view_partition *partitions;
+    size_t      partition_count;
+} mgr_view;
+
+/* Read a service's state as of now (two linearizable reads), waiting at most
+ * timeout_ms for Consul. Observers only. *out lives until mgr_view_free.
+ * MGR_NOT_FOUND: the service has no partition set; MGR_UNREACHABLE; MGR_TIMEOUT. */
+MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out);
+MGRAPI void       mgr_view_free(mgr *m, mgr_view *view);
+
+/* Wait until the service's state has changed after `index` or timeout_ms passed. */
+MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms);
+
+/* ---- placement alone, pure: any thread ---- */
+typedef struct mgr_member { const char *id; uint32_t weight; uint64_t joined; } mgr_member;   /* joined: CreateIndex of its key */
+
+#define MGR_RUSH_NOBODY 0xffffffffu   /* in owners: unplaceable */
+
+/* The whole map: each partition to `replicas` distinct members, even to within
+ * one. owners holds partition_count * replicas indices into members. Needs
+ * mgr_rush_map_bytes of memory for the time of the call (MGR_MALLOC).
+ * MGR_INVALID: duplicate or empty names; MGR_LIMIT; MGR_NO_MEMORY. */
+MGRAPI mgr_result mgr_rush_map(const char *const *partitions, size_t partition_count,
+                               const mgr_member *members, size_t member_count,
+                               uint32_t replicas, uint32_t *owners);
+
+/* The same with pairs that must not be: refused[i] = partition index, member index. */
+typedef struct mgr_refusal { uint32_t partition, member; } mgr_refusal;
+MGRAPI mgr_result mgr_rush_map_refusing(const char *const *partitions, size_t partition_count,
+                                        const mgr_member *members, size_t member_count,
+                                        uint32_t replicas, const mgr_refusal *refused, size_t refused_count,
+                                        uint32_t *owners);
+MGRAPI size_t mgr_rush_map_bytes(size_t partition_count, size_t member_count, uint32_t replicas);
+
+/* RUSH_R (Honicky & Miller, IPDPS 2004) for one object, where the objects are
+ * too many to list: sub-clusters in the order they were added. servers receives
+ * `replicas` distinct indices in 0 .. sum of server_count - 1. */
+typedef struct mgr_subcluster { uint32_t server_count, weight; } mgr_subcluster;
+MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclusters, size_t subcluster_count,
+                                  uint32_t replicas, uint32_t *servers);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* MANAGER_H */
+
+#if defined(MANAGER_IMPLEMENTATION) && !defined(MANAGER_IMPLEMENTED)
+#define MANAGER_IMPLEMENTED
+
+/* ============================================================================
+ * [base] Ground: includes, memory, strings, buffers, hashing, names as keys
+ * what:  what every later section stands on
+ * owns:  mgr__heap, mgr__buf, mgr__rng
+ * calls: libc's memory and string functions only
+ * ========================================================================== */
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <grp.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#endif
+
+#if defined(__GLIBC__) && !defined(__USE_GNU)
+#error "manager.h: a libc header came before the implementation with too narrow a feature set: include manager.h first in this file, or compile it with -D_GNU_SOURCE"
+#endif
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "manager.h: the implementation needs gcc's or clang's __atomic builtins"
+#endif
+
+#ifndef MGR_ASSERT
+#include <assert.h>
+#define MGR_ASSERT(condition) assert(condition)
+#endif
+#if defined(MGR_MALLOC) != defined(MGR_FREE) || defined(MGR_MALLOC) != defined(MGR_REALLOC)
+#error "manager.h: define all of MGR_MALLOC, MGR_REALLOC and MGR_FREE, or none"
+#endif
+#ifndef MGR_MALLOC
+#define MGR_MALLOC(bytes)       malloc(bytes)
+#define MGR_REALLOC(ptr, bytes) realloc(ptr, bytes)
+#define MGR_FREE(ptr)           free(ptr)
+#endif
+
+#define MGR__COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- memory: every block knows its size, so that the user's allocator is told it ---- */
+
+typedef struct mgr__heap { mgr_allocator with; } mgr__heap;
+
+static void *mgr__heap_default(void *user, void *ptr, size_t old_bytes, size_t new_bytes)
+{
+    (void)user; (void)old_bytes;
+    if (new_bytes == 0) { MGR_FREE(ptr); return NULL; }
+    return ptr ? MGR_REALLOC(ptr, new_bytes) : MGR_MALLOC(new_bytes);
+}
+
+static mgr__heap mgr__heap_make(const mgr_allocator *wanted)
+{
+    mgr__heap heap;
+    if (wanted && wanted->resize) heap.with = *wanted;
+    else { heap.with.resize = mgr__heap_default; heap.with.user = NULL; }
+    return heap;
+}
+
+enum { MGR__HEAP_PREFIX = 16 };   /* holds the size; keeps malloc's alignment */
+
+/* Keeps the content; a block that grows is zeroed behind its old end. NULL when
+ * out of memory: the old block then stays. */
+static void *mgr__resize(mgr__heap *heap, void *block, size_t bytes)
+{
+    char *old = block ? (char *)block - MGR__HEAP_PREFIX : NULL;
+    size_t old_bytes = 0;
+    if (old) memcpy(&old_bytes, old, sizeof old_bytes);
+    if (bytes > SIZE_MAX / 2) return NULL;
+    char *at = (char *)heap->with.resize(heap->with.user, old, old ? old_bytes + MGR__HEAP_PREFIX : 0, bytes + MGR__HEAP_PREFIX);
+    if (!at) return NULL;
+    memcpy(at, &bytes, sizeof bytes);
+    if (bytes > old_bytes) memset(at + MGR__HEAP_PREFIX + old_bytes, 0, bytes - old_bytes);
+    return at + MGR__HEAP_PREFIX;
+}
+
+static void *mgr__alloc(mgr__heap *heap, size_t bytes) { return mgr__resize(heap, NULL, bytes); }
+
+static void *mgr__alloc_array(mgr__heap *heap, size_t count, size_t item_bytes)
+{
+    if (item_bytes && count > SIZE_MAX / 2 / item_bytes) return NULL;
+    return mgr__alloc(heap, count * item_bytes);
+}
+
+static void mgr__free(mgr__heap *heap, void *block)
+{
+    if (!block) return;
+    char *at = (char *)block - MGR__HEAP_PREFIX;
+    size_t bytes;
+    memcpy(&bytes, at, sizeof bytes);
+    heap->with.resize(heap->with.user, at, bytes + MGR__HEAP_PREFIX, 0);
+}
+
+/* Room for one more item in an array that doubles. False: out of memory, nothing changed. */
+static bool mgr__grow(mgr__heap *heap, void **items, size_t *cap, size_t count, size_t item_bytes)
+{
+    if (count < *cap) return true;
+    size_t wanted = *cap ? *cap * 2 : 8;
+    void *at = wanted > SIZE_MAX / 2 / item_bytes ? NULL : mgr__resize(heap, *items, wanted * item_bytes);
+    if (!at) return false;
+    *items = at;
+    *cap = wanted;
+    return true;
+}
+
+/* ---- strings: a view is not terminated and owns nothing ---- */
+
+typedef struct mgr__str { const char *at; size_t len; } mgr__str;
+
+static mgr__str mgr__str_make(const char *at, size_t len) { mgr__str s; s.at = at; s.len = len; return s; }
+static mgr__str mgr__str_of(const char *text) { return mgr__str_make(text ? text : "", text ? strlen(text) : 0); }
+static bool mgr__str_eq(mgr__str a, mgr__str b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+static bool mgr__str_is(mgr__str a, const char *b) { return mgr__str_eq(a, mgr__str_of(b)); }
+
+static bool mgr__str_starts(mgr__str s, const char *with)
+{
+    size_t len = strlen(with);
+    return s.len >= len && memcmp(s.at, with, len) == 0;
+}
+
+static int mgr__str_order(mgr__str a, mgr__str b)
+{
+    size_t len = a.len < b.len ? a.len : b.len;
+    int order = len ? memcmp(a.at, b.at, len) : 0;
+    if (order) return order;
+    return a.len < b.len ? -1 : a.len > b.len;
+}
+
+static mgr__str mgr__str_skip(mgr__str s, size_t bytes) { return mgr__str_make(s.at + bytes, s.len - bytes); }
+
+/* A terminated copy on the heap, or NULL. */
+static char *mgr__dup(mgr__heap *heap, mgr__str s)
+{
+    char *at = (char *)mgr__alloc(heap, s.len + 1);
+    if (at && s.len) memcpy(at, s.at, s.len);
+    return at;
+}
+
+static const char *mgr__or(const char *text, const char *otherwise) { return text ? text : otherwise; }
+
+/* ---- buffers: grow up to a limit; a failure sticks, so that a writer checks once, at the end ---- */
+
+typedef struct mgr__buf {
+    mgr__heap *heap;
+    char      *at;          /* always terminated once anything was written */
+    size_t     len, cap;
+    size_t     bytes_max;
+    bool       failed;      /* out of memory, or over bytes_max */
+} mgr__buf;
+
+static void mgr__buf_init(mgr__buf *buf, mgr__heap *heap, size_t bytes_max)
+{
+    memset(buf, 0, sizeof *buf);
+    buf->heap = heap;
+    buf->bytes_max = bytes_max;
+}
+
+static void mgr__buf_free(mgr__buf *buf)
+{
+    mgr__free(buf->heap, buf->at);
+    buf->at = NULL;
+    buf->len = buf->cap = 0;
+    buf->failed = false;
+}
+
+static void mgr__buf_clear(mgr__buf *buf) { buf->len = 0; buf->failed = false; if (buf->at) buf->at[0] = 0; }
+
+/* Room for `more` bytes and a terminator. */
+static bool mgr__buf_reserve(mgr__buf *buf, size_t more)
+{
+    if (buf->failed) return false;
+    if (more > buf->bytes_max - buf->len) { buf->failed = true; return false; }
+    size_t need = buf->len + more + 1;
+    if (need <= buf->cap) return true;
+    size_t cap = buf->cap ? buf->cap : 64;
+    while (cap < need) cap *= 2;
+    char *at = (char *)mgr__resize(buf->heap, buf->at, cap);
+    if (!at) { buf->failed = true; return false; }
+    buf->at = at;
+    buf->cap = cap;
+    return true;
+}
+
+static void mgr__buf_add(mgr__buf *buf, const void *bytes, size_t len)
+{
+    if (!mgr__buf_reserve(buf, len)) return;
+    if (len) memcpy(buf->at + buf->len, bytes, len);
+    buf->len += len;
+    buf->at[buf->len] = 0;
+}
+
+static void mgr__buf_str(mgr__buf *buf, mgr__str s) { mgr__buf_add(buf, s.at, s.len); }
+static void mgr__buf_text(mgr__buf *buf, const char *text) { mgr__buf_add(buf, text, strlen(text)); }
+static void mgr__buf_char(mgr__buf *buf, char c) { mgr__buf_add(buf, &c, 1); }
+
+static void mgr__buf_printf(mgr__buf *buf, const char *format, ...) MGR__PRINTF(2, 3);
+static void mgr__buf_printf(mgr__buf *buf, const char *format, ...)
+{
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int len = vsnprintf(NULL, 0, format, args);
+    if (len < 0) buf->failed = true;
+    else if (mgr__buf_reserve(buf, (size_t)len)) {
+        vsnprintf(buf->at + buf->len, (size_t)len + 1, format, again);
+        buf->len += (size_t)len;
+    }
+    va_end(again);
+    va_end(args);
+}
+
+static void mgr__buf_consume(mgr__buf *buf, size_t bytes)
+{
+    MGR_ASSERT(bytes <= buf->len);
+    if (!bytes) return;
+    memmove(buf->at, buf->at + bytes, buf->len - bytes);
+    buf->len -= bytes;
+    buf->at[buf->len] = 0;
+}
+
+static mgr__str mgr__buf_view(const mgr__buf *buf) { return mgr__str_make(buf->at ? buf->at : "", buf->len); }
+static const char *mgr__buf_cstr(const mgr__buf *buf) { return buf->at ? buf->at : ""; }
+
+/* ---- hashing and numbers ---- */
+
+/* Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014. */
+static uint64_t mgr__mix64(uint64_t z)
+{
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* A name's 64-bit hash: FNV-1a, then mixed, for FNV's high bits are weak on short names. */
+static uint64_t mgr__hash(mgr__str s)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < s.len; i++) h = (h ^ (unsigned char)s.at[i]) * 0x100000001b3u;
+    return mgr__mix64(h);
+}
+
+/* For jitter and nonces; never for placement. */
+typedef struct mgr__rng { uint64_t state; } mgr__rng;
+
+static uint64_t mgr__rng_next(mgr__rng *rng) { return mgr__mix64(rng->state++); }
+
+/* Uniform in 0 .. below-1; the bias of the modulo does not matter for jitter. */
+static uint32_t mgr__rng_below(mgr__rng *rng, uint32_t below) { return below ? (uint32_t)(mgr__rng_next(rng) >> 32) % below : 0; }
+
+static int64_t mgr__min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t mgr__max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+#define MGR__NEVER INT64_MAX      /* a time that does not come */
+
+/* ---- names as parts of keys ----
+ * Injective, and free of everything that Consul or a URL treats specially: it
+ * redirects "." and "//" to other keys, and its txn and URL forms disagree on
+ * "%2F" (so a key carries '%' itself, and the URL encodes it once more). */
+
+static bool mgr__key_plain(unsigned char c)
+{
+    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+}
+
+static void mgr__key_escape(mgr__buf *out, mgr__str name)
+{
+    for (size_t i = 0; i < name.len; i++) {
+        unsigned char c = (unsigned char)name.at[i];
+        if (mgr__key_plain(c)) mgr__buf_char(out, (char)c);
+        else mgr__buf_printf(out, "%%%02X", c);
+    }
+}
+
+static int mgr__hex(char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* False: not something mgr__key_escape writes. */
+static bool mgr__key_unescape(mgr__buf *out, mgr__str escaped)
+{
+    for (size_t i = 0; i < escaped.len; i++) {
+        char c = escaped.at[i];
+        if (mgr__key_plain((unsigned char)c)) { mgr__buf_char(out, c); continue; }
+        if (c != '%' || i + 2 >= escaped.len) return false;
+        int hi = mgr__hex(escaped.at[i + 1]), lo = mgr__hex(escaped.at[i + 2]);
+        if (hi < 0 || lo < 0 || mgr__key_plain((unsigned char)(hi * 16 + lo))) return false;
+        mgr__buf_char(out, (char)(hi * 16 + lo));
+        i += 2;
+    }
+    return !out->failed;
+}
+
+/* Bytes of the UTF-8 sequence at s (RFC 3629: no overlong forms, no surrogates), 0 if malformed. */
+static size_t mgr__utf8_bytes(mgr__str s)
+{
+    const unsigned char *b = (const unsigned char *)s.at;
+    if (!s.len) return 0;
+    if (b[0] < 0x80) return 1;
+    size_t need = b[0] >= 0xf0 ? 4 : b[0] >= 0xe0 ? 3 : 2;
+    if (b[0] < 0xc2 || b[0] > 0xf4 || s.len < need) return 0;
+    unsigned char lo = b[0] == 0xe0 ? 0xa0 : b[0] == 0xf0 ? 0x90 : 0x80;
+    unsigned char hi = b[0] == 0xed ? 0x9f : b[0] == 0xf4 ? 0x8f : 0xbf;
+    if (b[1] < lo || b[1] > hi) return 0;
+    for (size_t i = 2; i < need; i++) if ((b[i] & 0xc0) != 0x80) return 0;
+    return need;
+}
+
+/* NULL if the name may be used, else what is wrong with it. */
+static const char *mgr__name_fault(mgr__str name)
+{
+    if (!name.len) return "is empty";
+    if (name.len > MGR_NAME_BYTES_MAX) return "is longer than MGR_NAME_BYTES_MAX bytes";
+    for (size_t i = 0, n; i < name.len; i += n) {
+        unsigned char c = (unsigned char)name.at[i];
+        if (c < 0x20 || c == 0x7f) return "has a control character";
+        n = mgr__utf8_bytes(mgr__str_skip(name, i));
+        if (!n) return "is not UTF-8";
+    }
+    return NULL;
+}
+
+static void mgr__copy_text(char *to, size_t to_bytes, mgr__str from)
+{
+    size_t len = from.len < to_bytes - 1 ? from.len : to_bytes - 1;
+    if (len) memcpy(to, from.at, len);
+    to[len] = 0;
+}
+
+/* ---- texts of results and events ---- */
+
+MGRAPI const char *mgr_result_text(mgr_result result)
+{
+    switch (result) {
+#define MGR__RESULT_CASE(name, value, text) case name: return text;
+    MGR_RESULT_LIST(MGR__RESULT_CASE)
+#undef MGR__RESULT_CASE
+    case MGR__RESULT_FORCE_INT: break;
+    }
+    return "unknown result";
+}
+
+MGRAPI const char *mgr_event_word(mgr_event_kind kind)
+{
+    switch (kind) {
+#define MGR__EVENT_CASE(name, word) case name: return word;
+    MGR_EVENT_LIST(MGR__EVENT_CASE)
+#undef MGR__EVENT_CASE
+    case MGR__EVENT_COUNT: break;
+    }
+    return "unknown";
+}
+
+/* ---- arenas: many small strings that live and die together and never move ---- */
+
+typedef struct mgr__arena_block { struct mgr__arena_block *next; size_t used, cap; } mgr__arena_block;
+typedef struct mgr__arena { mgr__heap *heap; mgr__arena_block *blocks; bool failed; } mgr__arena;
+
+enum { MGR__ARENA_BLOCK = 4096 };
+
+static void mgr__arena_init(mgr__arena *arena, mgr__heap *heap) { arena->heap = heap; arena->blocks = NULL; arena->failed = false; }
+
+static void mgr__arena_free(mgr__arena *arena)
+{
+    while (arena->blocks) {
+        mgr__arena_block *next = arena->blocks->next;
+        mgr__free(arena->heap, arena->blocks);
+        arena->blocks = next;
+    }
+    arena->failed = false;
+}
+
+/* Zeroed, aligned for anything; NULL and a sticky `failed` when out of memory. */
+static void *mgr__arena_alloc(mgr__arena *arena, size_t bytes)
+{
+    bytes = (bytes + 15) & ~(size_t)15;
+    mgr__arena_block *block = arena->blocks;
+    if (!block || block->cap - block->used < bytes) {
+        size_t cap = bytes > MGR__ARENA_BLOCK ? bytes : (size_t)MGR__ARENA_BLOCK;
+        block = (mgr__arena_block *)mgr__alloc(arena->heap, 32 + cap);
+        if (!block) { arena->failed = true; return NULL; }
+        block->cap = cap;
+        block->next = arena->blocks;
+        arena->blocks = block;
+    }
+    char *at = (char *)block + 32 + block->used;
+    block->used += bytes;
+    return at;
+}
+
+/* A terminated copy; "" when out of memory. */
+static mgr__str mgr__arena_str(mgr__arena *arena, mgr__str s)
+{
+    char *at = (char *)mgr__arena_alloc(arena, s.len + 1);
+    if (!at) return mgr__str_of("");
+    if (s.len) memcpy(at, s.at, s.len);
+    return mgr__str_make(at, s.len);
+}
+
+/* ============================================================================
+ * [json] Base64, pull reader, writer
+ * what:  RFC 4648 base64; RFC 8259 read from a view and written to a buffer
+ * owns:  mgr__json, mgr__jw
+ * calls: [base]
+ * ========================================================================== */
+
+/* ---- base64, as strict as RFC 4648 allows: one text for one value ---- */
+
+static const char *mgr__base64_digits(void)
+{
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+}
+
+static void mgr__base64_encode(mgr__buf *out, mgr__str in)
+{
+    const char *digits = mgr__base64_digits();
+    if (in.len / 3 >= SIZE_MAX / 8) { out->failed = true; return; }
+    if (!mgr__buf_reserve(out, (in.len + 2) / 3 * 4)) return;
+    for (size_t i = 0; i < in.len; i += 3) {
+        size_t n = in.len - i < 3 ? in.len - i : 3;
+        uint32_t group = 0;
+        for (size_t k = 0; k < 3; k++) group = group << 8 | (k < n ? (unsigned char)in.at[i + k] : 0u);
+        char text[4];
+        for (size_t k = 0; k < 4; k++) text[k] = k > n ? '=' : digits[group >> (18 - 6 * k) & 63];
+        mgr__buf_add(out, text, sizeof text);
+    }
+}
+
+static uint32_t mgr__base64_value(char c)
+{
+    if (c >= 'A' && c <= 'Z') return (uint32_t)(c - 'A');
+    if (c >= 'a' && c <= 'z') return (uint32_t)(c - 'a') + 26;
+    if (c >= '0' && c <= '9') return (uint32_t)(c - '0') + 52;
+    return c == '+' ? 62 : c == '/' ? 63 : UINT32_MAX;
+}
+
+/* Needs room for in.len / 4 * 3 bytes at `to`, which may be where the text itself
+ * stands: a group is read before the shorter one it becomes is written. */
+static bool mgr__base64_bytes(char *to, mgr__str in, size_t *len)
+{
+    *len = 0;
+    if (in.len % 4) return false;
+    for (size_t i = 0; i < in.len; i += 4) {
+        size_t pad = i + 4 < in.len || in.at[i + 3] != '=' ? 0 : in.at[i + 2] != '=' ? 1 : 2;
+        uint32_t group = 0;
+        for (size_t k = 0; k < 4; k++) {
+            uint32_t value = k < 4 - pad ? mgr__base64_value(in.at[i + k]) : 0;
+            if (value == UINT32_MAX) return false;
+            group = group << 6 | value;
+        }
+        /* Bits below the padding mean nothing, so two texts could mean one value (3.5). */
+        if (group & ((1u << 8 * pad) - 1)) return false;
+        for (size_t k = 0; k < 3 - pad; k++) to[(*len)++] = (char)(unsigned char)(group >> (16 - 8 * k) & 255);
+    }
+    return true;
+}
+
+/* False: not base64 with its padding and without white space, or out failed. Nothing is added then. */
+MGR__UNUSED static bool mgr__base64_decode(mgr__buf *out, mgr__str in)
+{
+    size_t len;
+    if (!mgr__buf_reserve(out, in.len / 4 * 3)) return false;
+    if (!mgr__base64_bytes(out->at + out->len, in, &len)) { out->at[out->len] = 0; return false; }
+    out->len += len;
+    out->at[out->len] = 0;
+    return true;
+}
+
+/* ---- reader: the caller asks for what it expects, in the order of the text ----
+ * Nothing is allocated but in a scratch buffer. The first error sticks: from then
+ * on every call returns false, 0 or "", so that a caller may check once, with
+ * mgr__json_end. Asking for what cannot be there (a second item of a one-item
+ * array) is such an error too, never an assertion: what is there is Consul's say.
+ * A value that nobody reads is skipped by the next key or item. A member that
+ * comes twice is shown twice: which one counts is the caller's choice. A byte
+ * order mark is refused (RFC 8259 8.1 leaves that open).
+ *
+ *     mgr__json_init(&j, text);
+ *     if (mgr__json_object(&j))
+ *         while (mgr__json_key(&j, &key))
+ *             if (mgr__str_is(key, "Index")) index = mgr__json_u64(&j);
+ *     if (!mgr__json_end(&j)) ... j.error, at byte j.error_at
+ */
+
+enum {
+    MGR__JSON_DEPTH_MAX = 64,       /* one bit each in mgr__json.objects */
+    MGR__JSON_KEY_BYTES_MAX = 256   /* of a key that is written with escapes */
+};
+
+typedef enum mgr__json_type {
+    MGR__JSON_NONE,                 /* no value is due here, or its first byte begins none */
+    MGR__JSON_NULL, MGR__JSON_BOOL, MGR__JSON_NUMBER, MGR__JSON_STRING, MGR__JSON_ARRAY, MGR__JSON_OBJECT
+} mgr__json_type;
+
+typedef struct mgr__json {
+    mgr__str    text;
+    size_t      at;                 /* the next byte to read */
+    uint32_t    depth;              /* containers entered and not yet left */
+    uint64_t    objects;            /* bit d: the container at depth d + 1 is an object */
+    bool        fresh;              /* just entered: no comma before what comes next */
+    bool        due;                /* a value must come next */
+    const char *error;              /* NULL: none so far */
+    size_t      error_at;           /* the byte at which the text went wrong */
+    char        key[MGR__JSON_KEY_BYTES_MAX];
+} mgr__json;
+
+static bool mgr__json_fail(mgr__json *j, size_t at, const char *why)
+{
+    if (!j->error) { j->error = why; j->error_at = at; }
+    return false;
+}
+
+static void mgr__json_init(mgr__json *j, mgr__str text)
+{
+    memset(j, 0, sizeof *j);
+    j->text = text;
+    j->due = true;
+    if (text.len > MGR_BODY_BYTES_MAX) mgr__json_fail(j, MGR_BODY_BYTES_MAX, "longer than MGR_BODY_BYTES_MAX bytes");
+}
+
+/* The byte to come, 0 at the end: a NUL is legal nowhere, so both may end in the same error. */
+static char mgr__json_look(const mgr__json *j) { return j->at < j->text.len ? j->text.at[j->at] : '\0'; }
+
+static bool mgr__json_unexpected(mgr__json *j, const char *why)
+{
+    return mgr__json_fail(j, j->at, j->at < j->text.len ? why : "the text ends too early");
+}
+
+static void mgr__json_space(mgr__json *j)
+{
+    for (char c = mgr__json_look(j); c == ' ' || c == '\n' || c == '\t' || c == '\r'; c = mgr__json_look(j)) j->at++;
+}
+
+/* -- strings: scanned, which finds every error, and then decoded, which finds none -- */
+
+static int mgr__json_hex(char c) { return c >= 'a' && c <= 'f' ? c - 'a' + 10 : mgr__hex(c); }
+
+static uint32_t mgr__json_unit(const char *at)
+{
+    uint32_t unit = 0;
+    for (int i = 0; i < 4; i++) unit = unit << 4 | (uint32_t)mgr__json_hex(at[i]);
+    return unit;
+}
+
+/* The four digits of a \u escape. */
+static bool mgr__json_scan_unit(mgr__json *j, uint32_t *unit)
+{
+    for (int i = 0; i < 4; i++, j->at++)
+        if (mgr__json_hex(mgr__json_look(j)) < 0) return mgr__json_unexpected(j, "expected four hexadecimal digits");
+    *unit = mgr__json_unit(j->text.at + j->at - 4);
+    return true;
+}
+
+/* Surrogates come in pairs, the high one first: a lone one has no form in UTF-8. */
+static bool mgr__json_scan_unicode(mgr__json *j, size_t escape_at)
+{
+    uint32_t unit = 0;
+    if (!mgr__json_scan_unit(j, &unit)) return false;
+    if (unit < 0xd800 || unit > 0xdfff) return true;
+    if (unit > 0xdbff || j->text.len - j->at < 2 || memcmp(j->text.at + j->at, "\\u", 2) != 0)
+        return mgr__json_fail(j, escape_at, "a surrogate without its other half");
+    j->at += 2;
+    if (!mgr__json_scan_unit(j, &unit)) return false;
+    if (unit < 0xdc00 || unit > 0xdfff) return mgr__json_fail(j, escape_at, "a surrogate without its other half");
+    return true;
+}
+
+static bool mgr__json_scan_escape(mgr__json *j)
+{
+    size_t escape_at = j->at++;
+    char c = mgr__json_look(j);
+    if (!c || !strchr("\"\\/bfnrtu", c)) return mgr__json_unexpected(j, "no such escape");
+    j->at++;
+    return c != 'u' || mgr__json_scan_unicode(j, escape_at);
+}
+
+/* raw: what stands between the quotes. */
+static bool mgr__json_scan_string(mgr__json *j, mgr__str *raw, bool *escaped)
+{
+    *raw = mgr__str_make("", 0);
+    *escaped = false;
+    if (mgr__json_look(j) != '"') return mgr__json_unexpected(j, "expected a string");
+    size_t start = ++j->at;
+    for (char c = mgr__json_look(j); c != '"'; c = mgr__json_look(j)) {
+        if ((unsigned char)c < 0x20) return mgr__json_unexpected(j, "a control character in a string");
+        if (c == '\\') {
+            *escaped = true;
+            if (!mgr__json_scan_escape(j)) return false;
+            continue;
+        }
+        size_t bytes = mgr__utf8_bytes(mgr__str_skip(j->text, j->at));
+        if (!bytes) return mgr__json_fail(j, j->at, "not UTF-8");
+        j->at += bytes;
+    }
+    *raw = mgr__str_make(j->text.at + start, j->at - start);
+    j->at++;
+    return true;
+}
+
+static size_t mgr__json_utf8(char *to, uint32_t c)
+{
+    size_t bytes = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = bytes - 1; i; i--, c >>= 6) to[i] = (char)(unsigned char)(0x80 | (c & 0x3f));
+    static const unsigned char lead[] = { 0, 0, 0xc0, 0xe0, 0xf0 };
+    to[0] = (char)(unsigned char)(lead[bytes] | c);
+    return bytes;
+}
+
+/* One escape at `at` to at most four bytes; returns how long it was. */
+static size_t mgr__json_unescape(const char *at, char *to, size_t *bytes)
+{
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    size_t i = 0;
+    *bytes = 1;
+    if (at[1] != 'u') {
+        while (letters[i] != at[1]) i++;
+        to[0] = meanings[i];
+        return 2;
+    }
+    uint32_t unit = mgr__json_unit(at + 2);
+    bool pair = unit >= 0xd800 && unit <= 0xdfff;
+    if (pair) unit = 0x10000 + ((unit - 0xd800) << 10) + (mgr__json_unit(at + 8) - 0xdc00);
+    *bytes = mgr__json_utf8(to, unit);
+    return pair ? 12 : 6;
+}
+
+/* Of a scanned string only. Never longer than raw; SIZE_MAX if longer than bytes_max. */
+static size_t mgr__json_decode(char *to, size_t bytes_max, mgr__str raw)
+{
+    size_t len = 0;
+    for (size_t i = 0; i < raw.len; ) {
+        char decoded[4] = { raw.at[i] };
+        size_t bytes = 1;
+        i += raw.at[i] == '\\' ? mgr__json_unescape(raw.at + i, decoded, &bytes) : 1;
+        if (bytes > bytes_max - len) return SIZE_MAX;
+        memcpy(to + len, decoded, bytes);
+        len += bytes;
+    }
+    return len;
+}
+
+/* -- values -- */
+
+/* Stands at the first byte of the value that is due, and takes it as read. */
+static bool mgr__json_value(mgr__json *j)
+{
+    if (j->error) return false;
+    mgr__json_space(j);
+    if (!j->due) return mgr__json_fail(j, j->at, "a value is missing");
+    j->due = false;
+    return true;
+}
+
+/* What the next value is, as far as its first byte tells. Reads nothing. */
+static mgr__json_type mgr__json_peek(mgr__json *j)
+{
+    if (j->error || !j->due) return MGR__JSON_NONE;
+    mgr__json_space(j);
+    switch (mgr__json_look(j)) {
+    case '{': return MGR__JSON_OBJECT;
+    case '[': return MGR__JSON_ARRAY;
+    case '"': return MGR__JSON_STRING;
+    case 't': case 'f': return MGR__JSON_BOOL;
+    case 'n': return MGR__JSON_NULL;
+    case '-': case '0': case '1': case '2': case '3': case '4':
+    case '5': case '6': case '7': case '8': case '9': return MGR__JSON_NUMBER;
+    default: return MGR__JSON_NONE;
+    }
+}
+
+static bool mgr__json_word(mgr__json *j, const char *word)
+{
+    for (; *word; word++, j->at++)
+        if (mgr__json_look(j) != *word) return mgr__json_unexpected(j, "no such word");
+    return true;
+}
+
+/* A null that comes next is read; anything else stays and is no error. */
+static bool mgr__json_null(mgr__json *j)
+{
+    return mgr__json_peek(j) == MGR__JSON_NULL && mgr__json_value(j) && mgr__json_word(j, "null");
+}
+
+static bool mgr__json_bool(mgr__json *j)
+{
+    if (!mgr__json_value(j)) return false;
+    char c = mgr__json_look(j);
+    if (c != 't' && c != 'f') return mgr__json_unexpected(j, "expected true or false");
+    return mgr__json_word(j, c == 't' ? "true" : "false") && c == 't';
+}
+
+static bool mgr__json_scan_digits(mgr__json *j)
+{
+    size_t start = j->at;
+    while (mgr__json_look(j) >= '0' && mgr__json_look(j) <= '9') j->at++;
+    return j->at > start || mgr__json_unexpected(j, "expected a digit");
+}
+
+static bool mgr__json_scan_number(mgr__json *j, bool *whole)
+{
+    *whole = true;
+    if (mgr__json_look(j) == '-') j->at++;
+    if (mgr__json_look(j) == '0') j->at++;      /* and no digit behind it: refused as the wrong byte after a value */
+    else if (!mgr__json_scan_digits(j)) return false;
+    if (mgr__json_look(j) == '.') {
+        *whole = false;
+        j->at++;
+        if (!mgr__json_scan_digits(j)) return false;
+    }
+    if (mgr__json_look(j) != 'e' && mgr__json_look(j) != 'E') return true;
+    *whole = false;
+    j->at++;
+    if (mgr__json_look(j) == '+' || mgr__json_look(j) == '-') j->at++;
+    return mgr__json_scan_digits(j);
+}
+
+/* The digits of an integer, at most `above` if it is positive, `below` if negative. 1.0
+ * and 1e5 are no integers here: an index is never written so, and rounding would hide in it. */
+static uint64_t mgr__json_integer(mgr__json *j, uint64_t above, uint64_t below, bool *negative)
+{
+    bool whole = true;
+    *negative = false;
+    if (!mgr__json_value(j)) return 0;
+    size_t start = j->at;
+    char first = mgr__json_look(j);
+    if (first != '-' && (first < '0' || first > '9')) { mgr__json_unexpected(j, "expected a number"); return 0; }
+    if (!mgr__json_scan_number(j, &whole)) return 0;
+    if (!whole) { mgr__json_fail(j, start, "expected an integer"); return 0; }
+    *negative = first == '-';
+    uint64_t value = 0, limit = *negative ? below : above;
+    for (size_t i = start + *negative; i < j->at; i++) {
+        uint64_t digit = (uint64_t)(j->text.at[i] - '0');
+        if (digit > limit || value > (limit - digit) / 10) { mgr__json_fail(j, start, "the integer is out of range"); return 0; }
+        value = value * 10 + digit;
+    }
+    return value;
+}
+
+/* -0 is 0. */
+static uint64_t mgr__json_u64(mgr__json *j)
+{
+    bool negative;
+    return mgr__json_integer(j, UINT64_MAX, 0, &negative);
+}
+
+static int64_t mgr__json_i64(mgr__json *j)
+{
+    bool negative;
+    uint64_t value = mgr__json_integer(j, INT64_MAX, (uint64_t)INT64_MAX + 1, &negative);
+    return !negative || !value ? (int64_t)value : -(int64_t)(value - 1) - 1;
+}
+
+/* -- containers -- */
+
+static bool mgr__json_enter(mgr__json *j, char open, const char *why)
+{
+    if (!mgr__json_value(j)) return false;
+    if (mgr__json_look(j) != open) return mgr__json_unexpected(j, why);
+    if (j->depth == MGR__JSON_DEPTH_MAX) return mgr__json_fail(j, j->at, "nested deeper than MGR__JSON_DEPTH_MAX");
+    uint64_t bit = (uint64_t)1 << j->depth++;
+    j->objects = open == '{' ? j->objects | bit : j->objects & ~bit;
+    j->fresh = true;
+    j->at++;
+    return true;
+}
+
+/* Enter the object, or array, that must come next. It is left by the key, or
+ * item, that returns false. */
+static bool mgr__json_object(mgr__json *j) { return mgr__json_enter(j, '{', "expected an object"); }
+static bool mgr__json_array(mgr__json *j) { return mgr__json_enter(j, '[', "expected an array"); }
+
+static bool mgr__json_inside(const mgr__json *j, bool object)
+{
+    return j->depth && (j->objects >> (j->depth - 1) & 1) == object;
+}
+
+/* Over the comma to the next member or item, or out of the container. */
+static bool mgr__json_advance(mgr__json *j, char close, const char *why)
+{
+    bool fresh = j->fresh;
+    j->fresh = false;
+    mgr__json_space(j);
+    if (mgr__json_look(j) == close) { j->at++; j->depth--; return false; }
+    if (!fresh && mgr__json_look(j) != ',') return mgr__json_unexpected(j, why);
+    if (!fresh) j->at++;
+    return true;
+}
+
+static bool mgr__json_next_member(mgr__json *j, mgr__str *raw, bool *escaped)
+{
+    if (!mgr__json_advance(j, '}', "expected ',' or '}'")) return false;
+    mgr__json_space(j);
+    if (!mgr__json_scan_string(j, raw, escaped)) return false;
+    mgr__json_space(j);
+    if (mgr__json_look(j) != ':') return mgr__json_unexpected(j, "expected ':'");
+    j->at++;
+    j->due = true;
+    return true;
+}
+
+static bool mgr__json_next_item(mgr__json *j)
+{
+    if (!mgr__json_advance(j, ']', "expected ',' or ']'")) return false;
+    j->due = true;
+    return true;
+}
+
+/* A scalar is skipped, a container entered. */
+static void mgr__json_skip_one(mgr__json *j)
+{
+    mgr__str raw;
+    bool ignored;
+    switch (mgr__json_peek(j)) {
+    case MGR__JSON_OBJECT: mgr__json_object(j); break;
+    case MGR__JSON_ARRAY:  mgr__json_array(j); break;
+    case MGR__JSON_STRING: if (mgr__json_value(j)) mgr__json_scan_string(j, &raw, &ignored); break;
+    case MGR__JSON_NUMBER: if (mgr__json_value(j)) mgr__json_scan_number(j, &ignored); break;
+    case MGR__JSON_BOOL:   mgr__json_bool(j); break;
+    case MGR__JSON_NULL:   mgr__json_null(j); break;
+    case MGR__JSON_NONE:   if (mgr__json_value(j)) mgr__json_unexpected(j, "expected a value"); break;
+    }
+}
+
+/* Whatever value comes next, checked as closely as if it were read. */
+static void mgr__json_skip(mgr__json *j)
+{
+    mgr__str raw;
+    bool escaped;
+    uint32_t outer = j->depth;
+    mgr__json_skip_one(j);
+    while (!j->error && j->depth > outer)
+        if (mgr__json_inside(j, true) ? mgr__json_next_member(j, &raw, &escaped) : mgr__json_next_item(j)) mgr__json_skip_one(j);
+}
+
+/* The same, and its text as it stands. */
+MGR__UNUSED static mgr__str mgr__json_raw(mgr__json *j)
+{
+    mgr__json_peek(j);
+    size_t start = j->at;
+    mgr__json_skip(j);
+    return j->error ? mgr__str_make("", 0) : mgr__str_make(j->text.at + start, j->at - start);
+}
+
+/* In an object: true at its next member, whose value then follows; false once it
+ * is left, or on an error. The key is a view into the text; one written with
+ * escapes is decoded into the reader, lives until the next key, and shows as ""
+ * if it has more than MGR__JSON_KEY_BYTES_MAX bytes. */
+static bool mgr__json_key(mgr__json *j, mgr__str *key)
+{
+    mgr__str raw;
+    bool escaped;
+    *key = mgr__str_make("", 0);
+    if (j->due) mgr__json_skip(j);
+    if (j->error) return false;
+    if (!mgr__json_inside(j, true)) return mgr__json_fail(j, j->at, "not inside an object");
+    if (!mgr__json_next_member(j, &raw, &escaped)) return false;
+    if (!escaped) { *key = raw; return true; }
+    size_t len = mgr__json_decode(j->key, sizeof j->key, raw);
+    if (len != SIZE_MAX) *key = mgr__str_make(j->key, len);
+    return true;
+}
+
+/* In an array: true if an item follows; false once it is left, or on an error. */
+static bool mgr__json_item(mgr__json *j)
+{
+    if (j->due) mgr__json_skip(j);
+    if (j->error) return false;
+    if (!mgr__json_inside(j, false)) return mgr__json_fail(j, j->at, "not inside an array");
+    return mgr__json_next_item(j);
+}
+
+/* Reserving all that is left of the text, before each string, keeps the scratch
+ * where it is: a decoded string and its terminator are no longer than the text they
+ * came from, so once there was room for what is left, there always is. */
+static bool mgr__json_room(mgr__json *j, mgr__buf *scratch, size_t start)
+{
+    return mgr__buf_reserve(scratch, j->text.len - start) || mgr__json_fail(j, start, "out of memory, or over the scratch buffer's limit");
+}
+
+/* The string that must come next. Without escapes it is a view into the text, not
+ * terminated; else it is appended to scratch, terminated there, and stays in place
+ * as long as nothing but this reader adds to scratch (a second reader may move it).
+ * scratch->bytes_max must allow for the length of the text. */
+static mgr__str mgr__json_string(mgr__json *j, mgr__buf *scratch)
+{
+    mgr__str raw, none = mgr__str_make("", 0);
+    bool escaped;
+    if (!mgr__json_value(j)) return none;
+    size_t start = j->at, from = scratch->len;
+    if (!mgr__json_scan_string(j, &raw, &escaped)) return none;
+    if (!escaped) return raw;
+    if (!mgr__json_room(j, scratch, start)) return none;
+    size_t len = mgr__json_decode(scratch->at + from, raw.len, raw);
+    scratch->len += len + 1;
+    scratch->at[from + len] = scratch->at[scratch->len] = 0;
+    return mgr__str_make(scratch->at + from, len);
+}
+
+/* The bytes of the base64 string that must come next, appended to scratch and
+ * terminated there, under the same rule. */
+static mgr__str mgr__json_base64(mgr__json *j, mgr__buf *scratch)
+{
+    mgr__str none = mgr__str_make("", 0);
+    mgr__json_peek(j);
+    size_t start = j->at, from = scratch->len, len;
+    if (j->error || !mgr__json_room(j, scratch, start)) return none;
+    mgr__str text = mgr__json_string(j, scratch);       /* perhaps in the scratch, at `from`: the bytes then replace it */
+    if (j->error) return none;
+    bool good = mgr__base64_bytes(scratch->at + from, text, &len);
+    scratch->len = good ? from + len + 1 : from;
+    scratch->at[good ? from + len : from] = scratch->at[scratch->len] = 0;
+    if (!good) { mgr__json_fail(j, start, "not base64"); return none; }
+    return mgr__str_make(scratch->at + from, len);
+}
+
+/* True if the text was one value, all of it was read, and nothing was wrong. */
+static bool mgr__json_end(mgr__json *j)
+{
+    if (j->error) return false;
+    mgr__json_space(j);
+    if (j->depth || j->due) return mgr__json_fail(j, j->at, "not read to its end");
+    if (j->at < j->text.len) return mgr__json_fail(j, j->at, "more text after the value");
+    return true;
+}
+
+/* ---- writer: commas are its affair, pairing and keys the caller's ---- */
+
+typedef struct mgr__jw {
+    mgr__buf *out;          /* its failure is the writer's: check it once, at the end */
+    bool      comma;        /* something stands before what comes next */
+} mgr__jw;
+
+static void mgr__jw_init(mgr__jw *jw, mgr__buf *out) { jw->out = out; jw->comma = false; }
+
+static void mgr__jw_raw(mgr__jw *jw, mgr__str json)
+{
+    if (jw->comma) mgr__buf_char(jw->out, ',');
+    mgr__buf_str(jw->out, json);
+    jw->comma = true;
+}
+
+static void mgr__jw_word(mgr__jw *jw, const char *word) { mgr__jw_raw(jw, mgr__str_of(word)); }
+
+static void mgr__jw_object(mgr__jw *jw)     { mgr__jw_word(jw, "{"); jw->comma = false; }
+static void mgr__jw_array(mgr__jw *jw)      { mgr__jw_word(jw, "["); jw->comma = false; }
+static void mgr__jw_object_end(mgr__jw *jw) { mgr__buf_char(jw->out, '}'); jw->comma = true; }
+static void mgr__jw_array_end(mgr__jw *jw)  { mgr__buf_char(jw->out, ']'); jw->comma = true; }
+
+static void mgr__jw_escape(mgr__buf *out, unsigned char c)
+{
+    static const char letters[] = "\"\\bfnrt", meanings[] = "\"\\\b\f\n\r\t";
+    const char *at = c ? strchr(meanings, c) : NULL;
+    if (at) { mgr__buf_char(out, '\\'); mgr__buf_char(out, letters[at - meanings]); }
+    else mgr__buf_printf(out, "\\u%04x", c);
+}
+
+/* Bytes that are not UTF-8 become U+FFFD, one each: the text is valid whatever a
+ * program's exit message or a host name holds. */
+static void mgr__jw_str(mgr__jw *jw, mgr__str s)
+{
+    mgr__jw_word(jw, "\"");
+    size_t from = 0, bytes;
+    for (size_t i = 0; i < s.len; i += bytes ? bytes : 1) {
+        unsigned char c = (unsigned char)s.at[i];
+        bytes = mgr__utf8_bytes(mgr__str_skip(s, i));
+        if (bytes && c >= 0x20 && c != '"' && c != '\\') continue;
+        mgr__buf_add(jw->out, s.at + from, i - from);
+        if (bytes) mgr__jw_escape(jw->out, c);
+        else mgr__buf_text(jw->out, "\xef\xbf\xbd");
+        from = i + 1;
+    }
+    if (from < s.len) mgr__buf_add(jw->out, s.at + from, s.len - from);
+    mgr__buf_char(jw->out, '"');
+}
+
+static void mgr__jw_text(mgr__jw *jw, const char *text) { mgr__jw_str(jw, mgr__str_of(text)); }
+
+static void mgr__jw_key_str(mgr__jw *jw, mgr__str key)
+{
+    mgr__jw_str(jw, key);
+    mgr__buf_char(jw->out, ':');
+    jw->comma = false;
+}
+
+static void mgr__jw_key(mgr__jw *jw, const char *key) { mgr__jw_key_str(jw, mgr__str_of(key)); }
+static void mgr__jw_bool(mgr__jw *jw, bool value)     { mgr__jw_word(jw, value ? "true" : "false"); }
+MGR__UNUSED static void mgr__jw_null(mgr__jw *jw)                 { mgr__jw_word(jw, "null"); }
+
+static void mgr__jw_u64(mgr__jw *jw, uint64_t value)
+{
+    mgr__jw_word(jw, "");
+    mgr__buf_printf(jw->out, "%llu", (unsigned long long)value);
+}
+
+static void mgr__jw_i64(mgr__jw *jw, int64_t value)
+{
+    mgr__jw_word(jw, "");
+    mgr__buf_printf(jw->out, "%lld", (long long)value);
+}
+
+/* ============================================================================
+ * [wire] HTTP/1.1: a request as bytes, a response from bytes
+ * what:  RFC 9112 for a client, as strict as its text allows; no socket
+ * owns:  mgr__wire
+ * calls: [base]
+ * ========================================================================== */
+
+/* ---- requests ---- */
+
+static bool mgr__wire_unreserved(char c)
+{
+    return mgr__key_plain((unsigned char)c) || c == '.' || c == '~';      /* RFC 3986 2.3 */
+}
+
+static void mgr__wire_quote_bytes(mgr__buf *out, mgr__str text, bool keep_slash)
+{
+    for (size_t i = 0; i < text.len; i++) {
+        char c = text.at[i];
+        if (mgr__wire_unreserved(c) || (keep_slash && c == '/')) mgr__buf_char(out, c);
+        else mgr__buf_printf(out, "%%%02X", (unsigned char)c);
+    }
+}
+
+/* A path: '/' separates its segments and stays. */
+static void mgr__wire_quote(mgr__buf *out, mgr__str text) { mgr__wire_quote_bytes(out, text, true); }
+
+/* One segment, or a value in the query. */
+static void mgr__wire_quote_segment(mgr__buf *out, mgr__str text) { mgr__wire_quote_bytes(out, text, false); }
+
+static bool mgr__wire_clean(mgr__str text, unsigned char least)
+{
+    for (size_t i = 0; i < text.len; i++)
+        if ((unsigned char)text.at[i] < least || text.at[i] == 0x7f) return false;
+    return true;
+}
+
+static void mgr__wire_field(mgr__buf *out, const char *name, mgr__str value)
+{
+    mgr__buf_text(out, name);
+    mgr__buf_text(out, ": ");
+    mgr__buf_str(out, value);
+    mgr__buf_text(out, "\r\n");
+}
+
+/* Appends one request; the connection is to be kept, which HTTP/1.1 need not say.
+ * target: path and query, quoted by the caller. host: as in the address, "" for a
+ * Unix socket (RFC 9112 3.2 wants the field all the same). token: "" for none.
+ * A blank or control character in one of them would make one request two: out
+ * fails, and nothing is added. */
+static void mgr__wire_request(mgr__buf *out, const char *method, mgr__str target, mgr__str host, mgr__str token, mgr__str body)
+{
+    bool clean = mgr__wire_clean(target, 0x21) && mgr__wire_clean(host, 0x21) && mgr__wire_clean(token, 0x20);
+    if (!clean || !mgr__str_starts(target, "/")) { out->failed = true; return; }
+    mgr__buf_text(out, method);
+    mgr__buf_char(out, ' ');
+    mgr__buf_str(out, target);
+    mgr__buf_text(out, " HTTP/1.1\r\n");
+    mgr__wire_field(out, "Host", host);
+    mgr__wire_field(out, "User-Agent", mgr__str_of("manager.h/" MANAGER_VERSION));
+    mgr__wire_field(out, "Accept", mgr__str_of("application/json"));
+    if (token.len) mgr__wire_field(out, "X-Consul-Token", token);
+    /* Said even when it is 0, and never chunked: Consul 1.8 drops the body of a chunked session/create. */
+    if (body.len || strcmp(method, "PUT") == 0 || strcmp(method, "POST") == 0)
+        mgr__buf_printf(out, "Content-Length: %llu\r\n", (unsigned long long)body.len);
+    mgr__buf_text(out, "\r\n");
+    mgr__buf_str(out, body);
+}
+
+/* ---- responses ----
+ * Lines (status, fields, chunk sizes, trailers) are collected whole before they
+ * are looked at; bodies pass through. So it makes no difference how the bytes are
+ * cut up on the way. Wherever two readers might understand a message differently,
+ * it is refused and the connection with it: a line that ends without CR, a folded
+ * field, blanks before a colon, lengths that disagree or stand beside a transfer
+ * coding. Nothing that talks to a Consul agent sends those. */
+
+enum {
+    MGR__WIRE_CHUNK_LINE_BYTES_MAX = 1024,  /* a chunk's size and extensions */
+    MGR__WIRE_TRAILER_BYTES_MAX = 4096      /* all fields after the last chunk */
+};
+
+#if MGR_HEAD_BYTES_MAX < 4096
+#error "manager.h: MGR_HEAD_BYTES_MAX must be at least 4096: trailers are collected in the same buffer"
+#endif
+
+typedef enum mgr__wire_state { MGR__WIRE_MORE, MGR__WIRE_DONE, MGR__WIRE_BAD } mgr__wire_state;
+
+typedef enum mgr__wire_phase {
+    MGR__WIRE_AT_STATUS, MGR__WIRE_AT_FIELD,                    /* lines */
+    MGR__WIRE_AT_SIZE, MGR__WIRE_AT_CHUNK_END, MGR__WIRE_AT_TRAILER,
+    MGR__WIRE_AT_LENGTH, MGR__WIRE_AT_CHUNK, MGR__WIRE_AT_CLOSE, /* body */
+    MGR__WIRE_AT_END, MGR__WIRE_AT_FAULT
+} mgr__wire_phase;
+
+/* One response while it is read. The first group is the answer: valid once the
+ * state is DONE, but error, which belongs to BAD. */
+typedef struct mgr__wire {
+    int         status;
+    bool        close;              /* the connection must not be used again */
+    bool        has_index;
+    uint64_t    consul_index;       /* X-Consul-Index */
+    bool        known_leader_false; /* X-Consul-KnownLeader: false */
+    const char *error;
+
+    bool        began;              /* at least one byte came; if none did, a reused connection had been closed while idle */
+    bool        head_request;       /* the answer has no body, whatever its fields say */
+    bool        old;                /* HTTP/1.0 */
+    bool        keep;               /* "Connection: keep-alive", which HTTP/1.0 needs */
+    bool        has_length, chunked;
+    uint64_t    length;             /* Content-Length */
+    uint64_t    left;               /* of the body, or of the chunk, still to come */
+    mgr__wire_phase phase;
+    size_t      head_bytes;         /* of this head, and of those of 1xx answers before it: an endless row of them ends too */
+    size_t      trailer_bytes;
+    size_t      line_len;
+    char        line[MGR_HEAD_BYTES_MAX];
+} mgr__wire;
+
+static void mgr__wire_init(mgr__wire *w, bool head_request)
+{
+    memset(w, 0, offsetof(mgr__wire, line));
+    w->head_request = head_request;
+}
+
+/* False, so that a check can end in "return". */
+static bool mgr__wire_fail(mgr__wire *w, const char *why)
+{
+    w->error = why;
+    w->close = true;
+    w->phase = MGR__WIRE_AT_FAULT;
+    return false;
+}
+
+/* -- words -- */
+
+static bool mgr__wire_is(mgr__str text, const char *lower)
+{
+    if (text.len != strlen(lower)) return false;
+    for (size_t i = 0; i < text.len; i++) {
+        char c = text.at[i];
+        if ((c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c) != lower[i]) return false;
+    }
+    return true;
+}
+
+static mgr__str mgr__wire_trim(mgr__str s)
+{
+    while (s.len && (s.at[0] == ' ' || s.at[0] == '\t')) s = mgr__str_skip(s, 1);
+    while (s.len && (s.at[s.len - 1] == ' ' || s.at[s.len - 1] == '\t')) s.len--;
+    return s;
+}
+
+/* 1*DIGIT or 1*HEXDIG; false also if it does not fit. */
+static bool mgr__wire_number(mgr__str s, uint32_t base, uint64_t *value)
+{
+    *value = 0;
+    for (size_t i = 0; i < s.len; i++) {
+        char c = s.at[i];
+        int digit = mgr__hex(c >= 'a' && c <= 'f' ? (char)(c - 'a' + 'A') : c);
+        if (digit < 0 || (uint32_t)digit >= base || *value > (UINT64_MAX - (uint32_t)digit) / base) return false;
+        *value = *value * base + (uint32_t)digit;
+    }
+    return s.len > 0;
+}
+
+static bool mgr__wire_tchar(char c)
+{
+    return mgr__key_plain((unsigned char)c) || (c && strchr("!#$%&'*+.^`|~", c));   /* RFC 9110 5.6.2 */
+}
+
+/* What may stand in a line at all: no control character but the tab (RFC 9110 5.5). */
+static bool mgr__wire_line_char(char c) { return (unsigned char)c >= 0x20 ? c != 0x7f : c == '\t'; }
+
+/* -- fields -- */
+
+static bool mgr__wire_split_field(mgr__str line, mgr__str *name, mgr__str *value)
+{
+    size_t colon = 0;
+    while (colon < line.len && mgr__wire_tchar(line.at[colon])) colon++;
+    if (!colon || colon == line.len || line.at[colon] != ':') return false;
+    *name = mgr__str_make(line.at, colon);
+    *value = mgr__wire_trim(mgr__str_skip(line, colon + 1));
+    return true;
+}
+
+/* A field that holds one number, and may come again only with the same one. A list
+ * of equal numbers, which RFC 9110 8.6 leaves open, is refused. */
+static bool mgr__wire_one_number(mgr__wire *w, mgr__str value, bool *has, uint64_t *to, const char *why)
+{
+    uint64_t number;
+    if (!mgr__wire_number(value, 10, &number) || (*has && number != *to)) return mgr__wire_fail(w, why);
+    *has = true;
+    *to = number;
+    return true;
+}
+
+static void mgr__wire_connection(mgr__wire *w, mgr__str value)
+{
+    for (;;) {
+        size_t len = 0;
+        while (len < value.len && value.at[len] != ',') len++;
+        mgr__str word = mgr__wire_trim(mgr__str_make(value.at, len));
+        if (mgr__wire_is(word, "close")) w->close = true;
+        if (mgr__wire_is(word, "keep-alive")) w->keep = true;
+        if (len == value.len) return;
+        value = mgr__str_skip(value, len + 1);
+    }
+}
+
+static bool mgr__wire_take_field(mgr__wire *w, mgr__str line)
+{
+    mgr__str name, value;
+    if (line.at[0] == ' ' || line.at[0] == '\t') return mgr__wire_fail(w, "a folded header field");
+    if (!mgr__wire_split_field(line, &name, &value)) return mgr__wire_fail(w, "a malformed header field");
+    if (mgr__wire_is(name, "content-length"))
+        return mgr__wire_one_number(w, value, &w->has_length, &w->length, "Content-Length is no number, or not the same twice");
+    /* A watch with no index, or a wrong one, would ask again at once, for ever: better no answer. */
+    if (mgr__wire_is(name, "x-consul-index"))
+        return mgr__wire_one_number(w, value, &w->has_index, &w->consul_index, "X-Consul-Index is no 64-bit number, or not the same twice");
+    if (mgr__wire_is(name, "transfer-encoding")) {
+        if (w->chunked || !mgr__wire_is(value, "chunked")) return mgr__wire_fail(w, "a transfer coding other than chunked");
+        w->chunked = true;
+    }
+    if (mgr__wire_is(name, "connection")) mgr__wire_connection(w, value);
+    if (mgr__wire_is(name, "x-consul-knownleader") && mgr__wire_is(value, "false")) w->known_leader_false = true;
+    return true;
+}
+
+/* -- head -- */
+
+/* "HTTP/1.1 200 OK". The reason means nothing (RFC 9112 4) and may be missing with the blank before it. */
+static bool mgr__wire_take_status(mgr__wire *w, mgr__str line)
+{
+    uint64_t minor = 0, status = 0;
+    bool good = line.len >= 12 && mgr__str_starts(line, "HTTP/1.") && line.at[8] == ' ' && (line.len == 12 || line.at[12] == ' ');
+    good = good && mgr__wire_number(mgr__str_make(line.at + 7, 1), 10, &minor) && mgr__wire_number(mgr__str_make(line.at + 9, 3), 10, &status);
+    if (!good || status < 100 || status > 599) return mgr__wire_fail(w, "a malformed status line, or not HTTP/1");
+    if (status == 101) return mgr__wire_fail(w, "another protocol, which nobody asked for");
+    w->status = (int)status;
+    w->old = minor == 0;
+    w->phase = MGR__WIRE_AT_FIELD;
+    return true;
+}
+
+/* The final answer comes after this one: forget all of it but its size. */
+static bool mgr__wire_skip_interim(mgr__wire *w)
+{
+    size_t head_bytes = w->head_bytes;
+    mgr__wire_init(w, w->head_request);
+    w->head_bytes = head_bytes;
+    w->began = true;
+    return true;
+}
+
+static bool mgr__wire_expect(mgr__wire *w, uint64_t bytes, mgr__wire_phase phase, const mgr__buf *body)
+{
+    /* Refused before it comes: nothing is gained by reading up to the limit first. */
+    if (bytes > body->bytes_max - body->len) return mgr__wire_fail(w, "the body is over its limit");
+    w->left = bytes;
+    w->phase = phase;
+    return true;
+}
+
+/* Where the body ends: RFC 9112 6.3, in its order. */
+static bool mgr__wire_end_head(mgr__wire *w, const mgr__buf *body)
+{
+    if (w->chunked && w->has_length) return mgr__wire_fail(w, "both Content-Length and Transfer-Encoding");
+    if (w->chunked && w->old) return mgr__wire_fail(w, "a transfer coding in HTTP/1.0");
+    if (w->status < 200) return mgr__wire_skip_interim(w);
+    if (w->old && !w->keep) w->close = true;
+    if (w->head_request || w->status == 204 || w->status == 304) { w->phase = MGR__WIRE_AT_END; return true; }
+    if (w->chunked) { w->phase = MGR__WIRE_AT_SIZE; return true; }
+    if (w->has_length) return mgr__wire_expect(w, w->length, w->length ? MGR__WIRE_AT_LENGTH : MGR__WIRE_AT_END, body);
+    w->phase = MGR__WIRE_AT_CLOSE;
+    return true;
+}
+
+/* -- body -- */
+
+/* "1a2b" or "1a2b ; name=value": extensions mean nothing to us (RFC 9112 7.1.1). */
+static bool mgr__wire_take_size(mgr__wire *w, mgr__str line, const mgr__buf *body)
+{
+    size_t len = 0;
+    uint64_t size = 0;
+    while (len < line.len && line.at[len] != ';' && line.at[len] != ' ' && line.at[len] != '\t') len++;
+    mgr__str rest = mgr__wire_trim(mgr__str_skip(line, len));
+    if (len < line.len && !mgr__str_starts(rest, ";")) return mgr__wire_fail(w, "a malformed chunk size");
+    if (!mgr__wire_number(mgr__str_make(line.at, len), 16, &size)) return mgr__wire_fail(w, "a malformed chunk size");
+    if (size) return mgr__wire_expect(w, size, MGR__WIRE_AT_CHUNK, body);
+    w->phase = MGR__WIRE_AT_TRAILER;
+    return true;
+}
+
+/* Trailers are checked for their form and else ignored: merging them into the head could change what it said (RFC 9110 6.5.1). */
+static bool mgr__wire_take_trailer(mgr__wire *w, mgr__str line)
+{
+    mgr__str name, value;
+    if (!line.len) w->phase = MGR__WIRE_AT_END;
+    return !line.len || mgr__wire_split_field(line, &name, &value) || mgr__wire_fail(w, "a malformed trailer field");
+}
+
+static bool mgr__wire_take_line(mgr__wire *w, const mgr__buf *body)
+{
+    mgr__str line = mgr__str_make(w->line, w->line_len);
+    w->line_len = 0;
+    switch (w->phase) {
+    case MGR__WIRE_AT_STATUS:  return mgr__wire_take_status(w, line);
+    case MGR__WIRE_AT_FIELD:   return line.len ? mgr__wire_take_field(w, line) : mgr__wire_end_head(w, body);
+    case MGR__WIRE_AT_SIZE:    return mgr__wire_take_size(w, line, body);
+    case MGR__WIRE_AT_TRAILER: return mgr__wire_take_trailer(w, line);
+    case MGR__WIRE_AT_CHUNK_END: w->phase = MGR__WIRE_AT_SIZE; return true;
+    case MGR__WIRE_AT_LENGTH: case MGR__WIRE_AT_CHUNK: case MGR__WIRE_AT_CLOSE:
+    case MGR__WIRE_AT_END: case MGR__WIRE_AT_FAULT: break;
+    }
+    return false;
+}
+
+/* -- bytes -- */
+
+/* Counts one byte of a line against the limit of what it belongs to. */
+static bool mgr__wire_count(mgr__wire *w, char c)
+{
+    switch (w->phase) {
+    case MGR__WIRE_AT_STATUS: case MGR__WIRE_AT_FIELD:
+        return ++w->head_bytes <= MGR_HEAD_BYTES_MAX || mgr__wire_fail(w, "the head is longer than MGR_HEAD_BYTES_MAX");
+    case MGR__WIRE_AT_TRAILER:
+        return ++w->trailer_bytes <= MGR__WIRE_TRAILER_BYTES_MAX || mgr__wire_fail(w, "the trailer is too long");
+    case MGR__WIRE_AT_CHUNK_END:
+        return w->line_len || c == '\r' || mgr__wire_fail(w, "a chunk longer than its size");
+    case MGR__WIRE_AT_SIZE:
+        return w->line_len < MGR__WIRE_CHUNK_LINE_BYTES_MAX || mgr__wire_fail(w, "a chunk's size line is too long");
+    case MGR__WIRE_AT_LENGTH: case MGR__WIRE_AT_CHUNK: case MGR__WIRE_AT_CLOSE:
+    case MGR__WIRE_AT_END: case MGR__WIRE_AT_FAULT: break;
+    }
+    return false;
+}
+
+/* A line ends with CR LF and has neither of them alone (RFC 9112 2.2 would allow the LF). */
+static void mgr__wire_line_byte(mgr__wire *w, char c, const mgr__buf *body)
+{
+    bool after_cr = w->line_len && w->line[w->line_len - 1] == '\r';
+    if (!mgr__wire_count(w, c)) return;
+    if (after_cr != (c == '\n')) { mgr__wire_fail(w, "a line that does not end with CR LF"); return; }
+    if (after_cr) { w->line_len--; mgr__wire_take_line(w, body); return; }
+    if (c != '\r' && !mgr__wire_line_char(c)) { mgr__wire_fail(w, "a control character in a line"); return; }
+    MGR_ASSERT(w->line_len < sizeof w->line);
+    w->line[w->line_len++] = c;
+}
+
+static bool mgr__wire_in_line(const mgr__wire *w) { return w->phase <= MGR__WIRE_AT_TRAILER; }
+
+/* Lines byte by byte, body in one piece. Returns how much was taken, at least a byte. */
+static size_t mgr__wire_take(mgr__wire *w, mgr__str in, mgr__buf *body)
+{
+    if (mgr__wire_in_line(w)) { mgr__wire_line_byte(w, in.at[0], body); return 1; }
+    uint64_t want = w->phase == MGR__WIRE_AT_CLOSE ? body->bytes_max - body->len : w->left;
+    size_t len = in.len < want ? in.len : (size_t)want;
+    mgr__buf_add(body, in.at, len);
+    if (body->failed) { mgr__wire_fail(w, "out of memory for the body"); return in.len; }
+    if (w->phase == MGR__WIRE_AT_CLOSE) {
+        if (len == in.len) return len;
+        mgr__wire_fail(w, "the body is over its limit");
+        return len;
+    }
+    w->left -= len;
+    if (!w->left) w->phase = w->phase == MGR__WIRE_AT_CHUNK ? MGR__WIRE_AT_CHUNK_END : MGR__WIRE_AT_END;
+    return len;
+}
+
+static mgr__wire_state mgr__wire_now(const mgr__wire *w)
+{
+    return w->phase == MGR__WIRE_AT_FAULT ? MGR__WIRE_BAD : w->phase == MGR__WIRE_AT_END ? MGR__WIRE_DONE : MGR__WIRE_MORE;
+}
+
+/* Bytes as they come, in pieces of any size. body receives the body; its bytes_max
+ * is the body's limit. *used: how many of them belong to this answer; with DONE,
+ * bytes left over are an answer to nothing, and the connection must not be used
+ * again. After DONE or BAD nothing is taken any more. */
+static mgr__wire_state mgr__wire_feed(mgr__wire *w, mgr__str in, size_t *used, mgr__buf *body)
+{
+    *used = 0;
+    while (*used < in.len && mgr__wire_now(w) == MGR__WIRE_MORE) {
+        w->began = true;
+        *used += mgr__wire_take(w, mgr__str_skip(in, *used), body);
+    }
+    return mgr__wire_now(w);
+}
+
+/* The peer closed. DONE only if that is how the body ends; if it was cut short just
+ * then, nobody can tell from here. */
+static mgr__wire_state mgr__wire_eof(mgr__wire *w)
+{
+    if (w->phase == MGR__WIRE_AT_CLOSE) w->phase = MGR__WIRE_AT_END;
+    if (mgr__wire_now(w) == MGR__WIRE_MORE)
+        mgr__wire_fail(w, w->began ? "the connection closed in the middle of an answer" : "the connection closed without an answer");
+    w->close = true;
+    return mgr__wire_now(w);
+}
+
+/* ============================================================================
+ * [rush] Placement: which instance a partition belongs to
+ * what:  RUSH with exact quotas (mgr_rush_map) and RUSH_R (mgr_rush_locate);
+ *        pure, integers only: every CPU and compiler gets the same map
+ * owns:  mgr__rush, for the time of one call
+ * calls: [base]
+ * ========================================================================== */
+
+/* The specification, complete enough to be written again in another language.
+ * Arithmetic is unsigned; h is the hash of a partition's name, g of an id.
+ *
+ *   hash(s)    = mix64(FNV-1a-64(s));  mix64 as in [base]
+ *   draw(h, g) = v = lo(h) ^ lo(g);  v ^= v>>16;  v *= 7feb352d;  v ^= v>>15;
+ *                v ^= hi(h) ^ hi(g); v *= 846ca68b;  v ^= v>>16;
+ *                v *= 9e3779b1;      v ^= v>>15      32 bits, hexadecimal factors
+ *   E(v)       = -log2((2^32 - v) / 2^32) in Q34, see mgr__rush_log
+ *   key(h, i)  = E(draw(h, g_i)) * floor((2^25 - 1) / w_i)       below 2^64
+ *                E grows strictly, so that with equal weights the draw alone
+ *                gives the same order.
+ *   order      = partitions by (hash, bytes), instances by (hash of id, bytes);
+ *                every tie below goes to the earlier
+ *   quota(S)   = floor(S w_i / W), the seats left one each to the largest
+ *                remainders
+ *
+ * For each replica, with H_i what i holds from earlier replicas:
+ *   1. Excluded for a partition are its earlier owners, the instances it is
+ *      refused by, and weight 0. A partition with no other instance is nobody's.
+ *   2. One group: all other partitions (n), all instances with weight.
+ *      Seats T_i = quota(n + sum H) - H_i; an instance that holds more than its
+ *      quota has no seat, and the quota is taken again among the others.
+ *   3. The stable matching: no partition x and instance i, not excluded, exist
+ *      such that x would rather have i (smaller key, then earlier i) and i has
+ *      a seat free or holds a partition behind x (larger key, then later x).
+ *   4. Each partition left over, in order, takes the shortest chain of moves to
+ *      a free seat, breadth first, instances and their partitions in order.
+ *   5. If some found none: the instances that their searches reached are too
+ *      few. They, what they hold and what is left over become a group of their
+ *      own, the rest remains one; both are matched anew from 2.
+ *
+ * Golden vectors (more in tests/test_rush.c):
+ *   hash("a") = 5f29c2aadd9b8527, hash("partition-0") = 36109a8020d9d4dd
+ *   draw(0, 0) = 0, draw(1, 0) = e5c61f4f, draw(hash("a"), hash("b")) = bacf23ea
+ *   draw(0123456789abcdef, fedcba9876543210) = 60e42560
+ *   E(0) = 0, E(1) = 6, E(12345678) = 1828330297, E(80000000) = 2^34,
+ *   E(deadbeef) = 50536809573, E(ffffffff) = 2^39
+ *   quota(7), weights 3 2 1: 4 2 1
+ *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a a b a b g */
+
+#if MGR_PARTITION_COUNT_MAX > 0x1000000 || MGR_MEMBER_COUNT_MAX > 0x10000
+#error "manager.h: [rush] computes in 64 bits: at most 2^24 partitions and 2^16 members"
+#endif
+
+enum { MGR__RUSH_WEIGHT_MAX = 65535 };
+#define MGR__RUSH_NONE 0xffffffffu       /* no instance, no group */
+#define MGR__RUSH_FREE UINT64_MAX        /* the bar of an instance with a free seat: everything is better */
+
+/* floor(log2(1 + i/256) * 2^34) */
+static const uint64_t mgr__rush_lg[257] = {
+    0, 96629019, 192882779, 288764183, 384276101, 479421370, 574202794, 668623144,
+    762685163, 856391558, 949745010, 1042748166, 1135403646, 1227714040, 1319681908, 1411309784,
+    1502600171, 1593555546, 1684178361, 1774471036, 1864435970, 1954075533, 2043392069, 2132387900,
+    2221065318, 2309426596, 2397473978, 2485209688, 2572635923, 2659754860, 2746568652, 2833079427,
+    2919289295, 3005200342, 3090814631, 3176134206, 3261161089, 3345897281, 3430344763, 3514505497,
+    3598381421, 3681974458, 3765286510, 3848319459, 3931075169, 4013555485, 4095762234, 4177697225,
+    4259362248, 4340759076, 4421889467, 4502755157, 4583357869, 4663699307, 4743781161, 4823605101,
+    4903172784, 4982485851, 5061545924, 5140354614, 5218913514, 5297224202, 5375288241, 5453107181,
+    5530682556, 5608015886, 5685108676, 5761962419, 5838578591, 5914958658, 5991104070, 6067016264,
+    6142696665, 6218146684, 6293367719, 6368361157, 6443128369, 6517670717, 6591989550, 6666086203,
+    6739962001, 6813618258, 6887056273, 6960277337, 7033282727, 7106073711, 7178651543, 7251017470,
+    7323172723, 7395118527, 7466856094, 7538386626, 7609711314, 7680831340, 7751747875, 7822462080,
+    7892975107, 7963288096, 8033402180, 8103318480, 8173038110, 8242562173, 8311891762, 8381027963,
+    8449971852, 8518724496, 8587286952, 8655660270, 8723845490, 8791843646, 8859655759, 8927282847,
+    8994725914, 9061985961, 9129063978, 9195960947, 9262677844, 9329215634, 9395575278, 9461757726,
+    9527763922, 9593594803, 9659251297, 9724734326, 9790044804, 9855183638, 9920151728, 9984949967,
+    10049579239, 10114040426, 10178334397, 10242462019, 10306424150, 10370221642, 10433855341, 10497326085,
+    10560634708, 10623782034, 10686768883, 10749596071, 10812264403, 10874774681, 10937127700, 10999324250,
+    11061365113, 11123251068, 11184982886, 11246561333, 11307987169, 11369261148, 11430384020, 11491356528,
+    11552179411, 11612853399, 11673379222, 11733757601, 11793989251, 11854074886, 11914015210, 11973810926,
+    12033462728, 12092971309, 12152337355, 12211561546, 12270644558, 12329587064, 12388389730, 12447053218,
+    12505578185, 12563965284, 12622215163, 12680328466, 12738305830, 12796147892, 12853855280, 12911428621,
+    12968868535, 13026175641, 13083350550, 13140393871, 13197306208, 13254088162, 13310740329, 13367263300,
+    13423657664, 13479924003, 13536062900, 13592074928, 13647960661, 13703720667, 13759355510, 13814865750,
+    13870251946, 13925514649, 13980654409, 14035671772, 14090567281, 14145341474, 14199994885, 14254528047,
+    14308941488, 14363235731, 14417411298, 14471468706, 14525408471, 14579231103, 14632937109, 14686526993,
+    14740001258, 14793360401, 14846604915, 14899735294, 14952752024, 15005655592, 15058446479, 15111125164,
+    15163692124, 15216147830, 15268492754, 15320727361, 15372852117, 15424867481, 15476773913, 15528571867,
+    15580261796, 15631844150, 15683319375, 15734687916, 15785950214, 15837106707, 15888157831, 15939104020,
+    15989945703, 16040683310, 16091317264, 16141847989, 16192275905, 16242601429, 16292824977, 16342946959,
+    16392967788, 16442887869, 16492707609, 16542427409, 16592047670, 16641568789, 16690991163, 16740315183,
+    16789541241, 16838669725, 16887701021, 16936635513, 16985473582, 17034215608, 17082861967, 17131413035,
+    17179869184
+};
+
+/* ---- the draw of a pair ---- */
+
+/* The first step is linear in xor, so it is done once for each hash and not for
+ * each pair: fold(a) ^ fold(b) == fold(a ^ b). */
+static uint32_t mgr__rush_fold(uint64_t hash) { return (uint32_t)hash ^ ((uint32_t)hash >> 16); }
+
+static uint32_t mgr__rush_draw_folded(uint32_t lo, uint32_t hi)
+{
+    uint32_t v = lo * 0x7feb352du;
+    v ^= v >> 15; v ^= hi; v *= 0x846ca68bu;
+    v ^= v >> 16; v *= 0x9e3779b1u;
+    return v ^ (v >> 15);
+}
+
+MGR__UNUSED static uint32_t mgr__rush_draw(uint64_t h, uint64_t g)
+{
+    return mgr__rush_draw_folded(mgr__rush_fold(h ^ g), (uint32_t)((h ^ g) >> 32));
+}
+
+/* E(v), an exponentially distributed number when v is uniform: divided by the
+ * weights, the smallest of several belongs to each in proportion to its weight.
+ * Linear between the table's entries; 0 .. 2^39. */
+static uint64_t mgr__rush_log(uint32_t v)
+{
+    uint64_t y = ((uint64_t)1 << 32) - v;
+    unsigned e = 63u - (unsigned)__builtin_clzll(y);
+    uint64_t m = (y << (32 - e)) & 0xffffffffu, f = m & 0xffffffu;
+    const uint64_t *lg = mgr__rush_lg + (m >> 24);
+    return ((uint64_t)32 << 34) - (((uint64_t)e << 34) + lg[0] + (((lg[1] - lg[0]) * f) >> 24));
+}
+
+/* ---- one partition against all instances: the loops that take the time ----
+ * Written with vector types, so that they do not depend on the optimiser's
+ * mood. Limits and draws carry MGR__RUSH_BIAS here, which makes a signed
+ * comparison, all that SSE2 and AVX2 have, an unsigned one. A limit only sorts
+ * out: the caller decides. */
+
+#define MGR__RUSH_BIAS 0x80000000u
+enum { MGR__RUSH_LANES = 16, MGR__RUSH_BYTES = 64 };   /* lanes come in blocks of so many */
+
+typedef struct mgr__rush_lanes {
+    uint32_t *lo, *hi;      /* halves of the ids' hashes; the lower one folded */
+    uint32_t *limit;        /* only draws up to it may be of interest; 0 behind the last instance */
+    uint32_t *row;          /* the draws (only by the `near` kernel) */
+    uint32_t *blocks;       /* first lanes of the blocks that have a draw within its limit (the same) */
+    size_t    count;        /* a multiple of MGR__RUSH_LANES */
+} mgr__rush_lanes;
+
+typedef uint32_t mgr__rush_u4 __attribute__((vector_size(16)));
+typedef int32_t  mgr__rush_i4 __attribute__((vector_size(16)));
+typedef uint64_t mgr__rush_q4 __attribute__((vector_size(16)));
+
+/* mgr__rush_draw_folded, on vectors. */
+#define MGR__RUSH_LOAD(v, w, lanes, n, lo_h, hi_h)                    \
+    do {                                                              \
+        memcpy(&(v), (lanes)->lo + (n), sizeof(v));                   \
+        memcpy(&(w), (lanes)->hi + (n), sizeof(w));                   \
+        (v) ^= (lo_h); (w) ^= (hi_h);         (v) *= 0x7feb352du;     \
+        (v) ^= (v) >> 15; (v) ^= (w);         (v) *= 0x846ca68bu;     \
+        (v) ^= (v) >> 16;                     (v) *= 0x9e3779b1u;     \
+        (v) ^= (v) >> 15;                     (v) ^= MGR__RUSH_BIAS;  \
+    } while (0)
+
+/* u, i, q: one vector, as unsigned, signed and 64-bit lanes.
+ * best_: the smallest draw below its limit, and the first instance that has it,
+ *        as draw << 32 | instance; all ones: none, unless one is as large as its
+ *        limit.
+ * near_: fills row and blocks, returns the number of blocks.
+ * pick(a, b, mask): b where the mask is set, else a; low the same, where the
+ * mask says that b is smaller. What does not depend on the last round comes
+ * first: the chain from one `best` to the next is what limits the speed. */
+#define MGR__RUSH_PICK(a, b, mask) (((a) & ~(mask)) | ((b) & (mask)))
+#define MGR__RUSH_KERNELS(suffix, attributes, u, i, q, pick, low)                                           \
+    attributes static uint64_t mgr__rush_best_##suffix(const mgr__rush_lanes *lanes, uint64_t h) \
+    {                                                                                             \
+        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                    \
+        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                  \
+        uint32_t draws[sizeof(u) / 4], indices[sizeof(u) / 4];                                    \
+        u v, w, limit, best, at, now, least, first, none;                                         \
+        memset(&w, 0, sizeof w);                                                                  \
+        now = w;                                                                                  \
+        at = ~w;                                                                                  \
+        best = none = at ^ MGR__RUSH_BIAS;                                                        \
+        for (uint32_t n = 0; n < count; n += step, now += step) {                                 \
+            MGR__RUSH_LOAD(v, w, lanes, n, lo, hi);                                               \
+            memcpy(&limit, lanes->limit + n, sizeof limit);                                       \
+            v = pick(none, v, (u)((i)v < (i)limit));                                              \
+            u less = (u)((i)v < (i)best);                                                         \
+            best = low(best, v, less);                                                            \
+            at = pick(at, now, less);                                                             \
+        }                                                                                         \
+        least = best;                                                                             \
+        first = at;                                                                               \
+        memcpy(draws, &least, sizeof draws);                                                      \
+        memcpy(indices, &first, sizeof indices);                                                  \
+        uint64_t found = UINT64_MAX;                                                              \
+        for (uint32_t n = 0; n < step; n++) {                                                     \
+            uint64_t one = (uint64_t)(draws[n] ^ MGR__RUSH_BIAS) << 32 | (indices[n] | n);        \
+            found = one < found ? one : found;                                                    \
+        }                                                                                         \
+        return found;                                                                             \
+    }                                                                                             \
+    attributes static size_t mgr__rush_near_##suffix(const mgr__rush_lanes *lanes, uint64_t h)   \
+    {                                                                                             \
+        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                    \
+        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                  \
+        size_t found = 0;                                                                         \
+        for (uint32_t n = 0; n < count; n += MGR__RUSH_LANES) {                                   \
+            u v, w, limit, any;                                                                   \
+            memset(&any, 0, sizeof any);                                                          \
+            for (uint32_t k = n; k < n + MGR__RUSH_LANES; k += step) {                            \
+                MGR__RUSH_LOAD(v, w, lanes, k, lo, hi);                                           \
+                memcpy(&limit, lanes->limit + k, sizeof limit);                                   \
+                memcpy(lanes->row + k, &v, sizeof v);                                             \
+                any |= ~(u)((i)v > (i)limit);                                                     \
+            }                                                                                     \
+            q wide = (q)any;                                                                      \
+            uint64_t bits = 0;                                                                    \
+            for (uint32_t k = 0; k < step / 2; k++) bits |= wide[k];                              \
+            lanes->blocks[found] = n;                                                             \
+            found += bits != 0;                                                                   \
+        }                                                                                         \
+        return found;                                                                             \
+    }
+
+MGR__RUSH_KERNELS(plain, , mgr__rush_u4, mgr__rush_i4, mgr__rush_q4, MGR__RUSH_PICK, MGR__RUSH_PICK)
+
+#if defined(__x86_64__) || defined(__i386__)
+/* Chosen at run time by asking the processor: target_clones would need ifuncs,
+ * which a static musl program has not. */
+#define MGR__RUSH_AVX2
+typedef uint32_t mgr__rush_u8 __attribute__((vector_size(32)));
+typedef int32_t  mgr__rush_i8 __attribute__((vector_size(32)));
+typedef uint64_t mgr__rush_q8 __attribute__((vector_size(32)));
+#ifdef __clang__
+#define MGR__RUSH_PICK8 MGR__RUSH_PICK      /* finds both instructions by itself */
+#define MGR__RUSH_LOW8  MGR__RUSH_PICK
+#else
+typedef char mgr__rush_b8 __attribute__((vector_size(32)));
+#define MGR__RUSH_PICK8(a, b, mask) ((mgr__rush_u8)__builtin_ia32_pblendvb256((mgr__rush_b8)(a), (mgr__rush_b8)(b), (mgr__rush_b8)(mask)))
+#define MGR__RUSH_LOW8(a, b, mask)  ((mgr__rush_u8)__builtin_ia32_pminsd256((mgr__rush_i8)(a), (mgr__rush_i8)(b)))
+#endif
+MGR__RUSH_KERNELS(avx2, __attribute__((target("avx2"))), mgr__rush_u8, mgr__rush_i8, mgr__rush_q8, MGR__RUSH_PICK8, MGR__RUSH_LOW8)
+#endif
+
+/* ---- the state of one call ---- */
+
+/* Names in whichever form the caller has them. */
+typedef struct mgr__rush_names {
+    const mgr__str    *views;
+    const char *const *texts;
+    const mgr_member  *members;
+} mgr__rush_names;
+
+typedef struct mgr__rush_input {
+    mgr__rush_names    partitions, ids;
+    const uint32_t    *weights;         /* NULL: the members' */
+    size_t             partition_count, member_count;
+    uint32_t           replicas;
+    const mgr_refusal *refused;
+    size_t             refused_count;
+    uint32_t          *owners;
+} mgr__rush_input;
+
+/* Partitions and instances are numbered in canonical order, except where a
+ * comment says "the caller's". An entry is draw << 32 | partition: within one
+ * instance entries are ordered as the keys are. */
+typedef struct mgr__rush {
+    const mgr__rush_input *in;
+    char     *block;            /* all arrays are parts of it; NULL while only measuring */
+    size_t    used;
+    bool      equal, avx2;
+    uint32_t  replica, group, group_count;
+    uint64_t  bound;            /* unequal weights: keys up to here lie within `near` */
+    uint64_t  stamp_now;
+
+    uint64_t *hash;             /* of each partition */
+    uint64_t *held;             /* entries, one slice for each instance: a heap with the worst on top once it is full */
+    uint32_t *part_at;          /* the caller's index */
+    uint32_t *owner;            /* in this replica */
+    uint32_t *part_group;
+    uint32_t *stack;
+    uint32_t *refused_from;     /* by the caller's index: a slice of refused, instances */
+    uint32_t *refused;
+
+    mgr__rush_lanes lanes;
+    uint64_t *bar;              /* an entry must be below it to get a seat; 0: closed */
+    uint64_t *total;            /* held from earlier replicas */
+    uint64_t *stamp;            /* == stamp_now: excluded for the partition at hand */
+    uint64_t *sorted;           /* scratch */
+    uint32_t *member_at;        /* the caller's index, and back */
+    uint32_t *rank;
+    uint32_t *weight, *scale;   /* scale: floor((2^25 - 1) / weight) */
+    uint32_t *near;
+    uint32_t *seats, *count, *start;
+    uint32_t *group_of;
+    uint32_t *open, *queue, *via;   /* the search for a chain of moves */
+    uint8_t  *dead;             /* leads to no free seat */
+} mgr__rush;
+
+/* Arrays start 64 bytes apart from each other at least, so that none is empty. */
+static void *mgr__rush_carve(mgr__rush *rush, size_t count, size_t item_bytes)
+{
+    void *at = rush->block ? rush->block + rush->used : NULL;
+    rush->used += (count * item_bytes / MGR__RUSH_BYTES + 1) * MGR__RUSH_BYTES;
+    return at;
+}
+
+static uint64_t *mgr__rush_carve64(mgr__rush *rush, size_t count) { return (uint64_t *)mgr__rush_carve(rush, count, 8); }
+static uint32_t *mgr__rush_carve32(mgr__rush *rush, size_t count) { return (uint32_t *)mgr__rush_carve(rush, count, 4); }
+
+/* The one place that knows what is needed: called without a block it measures. */
+static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members, size_t refused)
+{
+    size_t lanes = (members + MGR__RUSH_LANES - 1) / MGR__RUSH_LANES * MGR__RUSH_LANES;
+    rush->used = 0;
+    rush->lanes.count = lanes;
+    rush->hash = mgr__rush_carve64(rush, partitions);
+    rush->held = mgr__rush_carve64(rush, partitions);
+    rush->part_at = mgr__rush_carve32(rush, partitions);
+    rush->owner = mgr__rush_carve32(rush, partitions);
+    rush->part_group = mgr__rush_carve32(rush, partitions);
+    rush->stack = mgr__rush_carve32(rush, partitions);
+    rush->refused_from = mgr__rush_carve32(rush, refused ? partitions + 1 : 0);
+    rush->refused = mgr__rush_carve32(rush, refused);
+    uint64_t **wide[] = { &rush->bar, &rush->total, &rush->stamp, &rush->sorted };
+    uint32_t **narrow[] = {
+        &rush->lanes.lo, &rush->lanes.hi, &rush->lanes.limit, &rush->lanes.row, &rush->lanes.blocks,
+        &rush->member_at, &rush->rank, &rush->weight, &rush->scale, &rush->near, &rush->seats, &rush->count,
+        &rush->start, &rush->group_of, &rush->open, &rush->queue, &rush->via
+    };
+    for (size_t i = 0; i < MGR__COUNT(wide); i++) *wide[i] = mgr__rush_carve64(rush, lanes);
+    for (size_t i = 0; i < MGR__COUNT(narrow); i++) *narrow[i] = mgr__rush_carve32(rush, lanes);
+    rush->dead = (uint8_t *)mgr__rush_carve(rush, lanes, 1);
+}
+
+/* ---- heaps of entries, the largest on top ---- */
+
+static void mgr__rush_sift(uint64_t *heap, size_t count, size_t at)
+{
+    uint64_t entry = heap[at];
+    for (size_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && heap[child + 1] > heap[child]) child++;
+        if (heap[child] <= entry) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = entry;
+}
+
+static void mgr__rush_heapify(uint64_t *heap, size_t count)
+{
+    for (size_t i = count / 2; i-- > 0; ) mgr__rush_sift(heap, count, i);
+}
+
+static void mgr__rush_sort64(uint64_t *items, size_t count)
+{
+    mgr__rush_heapify(items, count);
+    for (size_t n = count; n > 1; n--) {
+        uint64_t largest = items[0];
+        items[0] = items[n - 1];
+        items[n - 1] = largest;
+        mgr__rush_sift(items, n - 1, 0);
+    }
+}
+
+/* ---- the canonical order ---- */
+
+static mgr__str mgr__rush_name(const mgr__rush_names *names, size_t i)
+{
+    if (names->views) return names->views[i];
+    return mgr__str_of(names->texts ? names->texts[i] : names->members[i].id);
+}
+
+typedef struct mgr__rush_order {
+    const mgr__rush_names *names;
+    uint64_t *hash;
+    uint32_t *at;           /* the caller's index */
+} mgr__rush_order;
+
+static int mgr__rush_compare(const mgr__rush_order *order, size_t a, size_t b)
+{
+    if (order->hash[a] != order->hash[b]) return order->hash[a] < order->hash[b] ? -1 : 1;
+    return mgr__str_order(mgr__rush_name(order->names, order->at[a]), mgr__rush_name(order->names, order->at[b]));
+}
+
+static void mgr__rush_swap(mgr__rush_order *order, size_t a, size_t b)
+{
+    uint64_t hash = order->hash[a];
+    uint32_t at = order->at[a];
+    order->hash[a] = order->hash[b];
+    order->at[a] = order->at[b];
+    order->hash[b] = hash;
+    order->at[b] = at;
+}
+
+static void mgr__rush_order_sift(mgr__rush_order *order, size_t from, size_t count, size_t at)
+{
+    for (size_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && mgr__rush_compare(order, from + child + 1, from + child) > 0) child++;
+        if (mgr__rush_compare(order, from + child, from + at) <= 0) return;
+        mgr__rush_swap(order, from + at, from + child);
+    }
+}
+
+/* A heapsort: names may have been chosen to collide, and must not cost more for it. */
+static void mgr__rush_order_slice(mgr__rush_order *order, size_t from, size_t count)
+{
+    if (count < 2) return;
+    for (size_t i = count / 2; i-- > 0; ) mgr__rush_order_sift(order, from, count, i);
+    for (size_t n = count; n > 1; n--) {
+        mgr__rush_swap(order, from, from + n - 1);
+        mgr__rush_order_sift(order, from, n - 1, 0);
+    }
+}
+
+/* Hashes are uniform: as many buckets as names leave one or two in each.
+ * raw, ends: scratch for `count` items, at least 2. */
+static mgr_result mgr__rush_sort(mgr__rush_order *order, size_t count, uint64_t *raw, uint32_t *ends)
+{
+    unsigned shift = 63;
+    size_t buckets = 2;
+    while (buckets * 2 <= count) { buckets *= 2; shift--; }
+    memset(ends, 0, buckets * sizeof *ends);
+    for (size_t i = 0; i < count; i++) {
+        mgr__str name = mgr__rush_name(order->names, i);
+        if (!name.len) return MGR_INVALID;
+        raw[i] = mgr__hash(name);
+        ends[raw[i] >> shift]++;
+    }
+    uint32_t from = 0;
+    for (size_t b = 0; b < buckets; b++) { uint32_t n = ends[b]; ends[b] = from; from += n; }
+    for (size_t i = 0; i < count; i++) {
+        uint32_t at = ends[raw[i] >> shift]++;
+        order->hash[at] = raw[i];
+        order->at[at] = (uint32_t)i;
+    }
+    from = 0;
+    for (size_t b = 0; b < buckets; b++) { mgr__rush_order_slice(order, from, ends[b] - from); from = ends[b]; }
+    for (size_t i = 1; i < count; i++) if (mgr__rush_compare(order, i - 1, i) == 0) return MGR_INVALID;
+    return MGR_OK;
+}
+
+static mgr_result mgr__rush_order_partitions(mgr__rush *rush)
+{
+    mgr__rush_order order;
+    order.names = &rush->in->partitions;
+    order.hash = rush->hash;
+    order.at = rush->part_at;
+    return mgr__rush_sort(&order, rush->in->partition_count, rush->held, rush->stack);
+}
+
+static uint32_t mgr__rush_weight(const mgr__rush_input *in, size_t member)
+{
+    return in->weights ? in->weights[member] : in->ids.members[member].weight;
+}
+
+static mgr_result mgr__rush_order_members(mgr__rush *rush)
+{
+    const mgr__rush_input *in = rush->in;
+    mgr__rush_order order;
+    order.names = &in->ids;
+    order.hash = rush->sorted;
+    order.at = rush->member_at;
+    mgr_result result = mgr__rush_sort(&order, in->member_count, rush->bar, rush->queue);
+    if (result != MGR_OK) return result;
+    uint32_t common = 0;
+    rush->equal = true;
+    for (uint32_t i = 0; i < in->member_count; i++) {
+        uint32_t weight = mgr__rush_weight(in, rush->member_at[i]);
+        rush->rank[rush->member_at[i]] = i;
+        rush->lanes.lo[i] = mgr__rush_fold(order.hash[i]);
+        rush->lanes.hi[i] = (uint32_t)(order.hash[i] >> 32);
+        rush->weight[i] = weight;
+        if (!weight) continue;
+        rush->scale[i] = 0x1ffffffu / weight;
+        if (common && weight != common) rush->equal = false;
+        common = weight;
+    }
+    return MGR_OK;
+}
+
+/* Sort the refused pairs into one slice for each partition. */
+static void mgr__rush_refusals(mgr__rush *rush)
+{
+    const mgr__rush_input *in = rush->in;
+    if (!in->refused_count) return;
+    uint32_t *from = rush->refused_from;
+    for (size_t n = 0; n < in->refused_count; n++) from[in->refused[n].partition + 1]++;
+    for (size_t p = 0; p < in->partition_count; p++) from[p + 1] += from[p];
+    /* Filling moves each start to its slice's end, which is the next one's start. */
+    for (size_t n = 0; n < in->refused_count; n++)
+        rush->refused[from[in->refused[n].partition]++] = rush->rank[in->refused[n].member];
+    for (size_t p = in->partition_count; p > 0; p--) from[p] = from[p - 1];
+    from[0] = 0;
+}
+
+/* ---- exclusions of a partition: owners in earlier replicas, then refusals ---- */
+
+static uint32_t mgr__rush_excluded_count(const mgr__rush *rush, uint32_t x)
+{
+    if (!rush->in->refused_count) return rush->replica;
+    const uint32_t *from = rush->refused_from + rush->part_at[x];
+    return rush->replica + (from[1] - from[0]);
+}
+
+/* MGR__RUSH_NONE where an earlier replica has no owner. */
+static uint32_t mgr__rush_excluded(const mgr__rush *rush, uint32_t x, uint32_t n)
+{
+    size_t at = rush->part_at[x];
+    if (n >= rush->replica) return rush->refused[rush->refused_from[at] + (n - rush->replica)];
+    uint32_t owner = rush->in->owners[at * rush->in->replicas + n];
+    return owner == MGR_RUSH_NOBODY ? MGR__RUSH_NONE : rush->rank[owner];
+}
+
+/* Returns how many instances with weight are excluded. */
+static uint32_t mgr__rush_mark_excluded(mgr__rush *rush, uint32_t x)
+{
+    uint32_t different = 0;
+    rush->stamp_now++;
+    for (uint32_t n = mgr__rush_excluded_count(rush, x); n-- > 0; ) {
+        uint32_t i = mgr__rush_excluded(rush, x, n);
+        if (i == MGR__RUSH_NONE || rush->stamp[i] == rush->stamp_now) continue;
+        rush->stamp[i] = rush->stamp_now;
+        different += rush->weight[i] != 0;
+    }
+    return different;
+}
+
+/* ---- seats ---- */
+
+/* One turn of sharing `sum` out among the instances that are `open`, each at
+ * least what it has; returns how many were found to have more than their quota,
+ * and are closed. sum < 2^40, weights < 2^16: nothing overflows. */
+static size_t mgr__rush_quota(mgr__rush *rush, size_t open_count, uint64_t sum, uint64_t weights)
+{
+    uint64_t left = sum;
+    for (size_t n = 0; n < open_count; n++) {
+        uint32_t i = rush->open[n];
+        uint64_t product = sum * rush->weight[i];
+        rush->via[i] = (uint32_t)(product / weights);
+        left -= rush->via[i];
+        rush->sorted[n] = (weights - 1 - product % weights) << 16 | i;
+    }
+    mgr__rush_sort64(rush->sorted, open_count);
+    for (size_t n = 0; n < left; n++) rush->via[rush->sorted[n] & 0xffffu]++;
+    size_t closed = 0;
+    for (size_t n = 0; n < open_count; n++) {
+        uint32_t i = rush->open[n];
+        bool over = rush->via[i] < rush->total[i];
+        rush->seats[i] = over ? 0 : rush->via[i] - (uint32_t)rush->total[i];
+        if (over) closed++;
+        else rush->open[n - closed] = i;
+    }
+    return closed;
+}
+
+/* Seats for `parts` partitions of the group at hand. */
+static void mgr__rush_share(mgr__rush *rush, size_t parts)
+{
+    size_t open_count = 0, closed;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        rush->seats[i] = rush->count[i] = 0;
+        if (rush->group_of[i] == rush->group) rush->open[open_count++] = i;
+    }
+    do {
+        uint64_t sum = parts, weights = 0;
+        for (size_t n = 0; n < open_count; n++) {
+            sum += rush->total[rush->open[n]];
+            weights += rush->weight[rush->open[n]];
+        }
+        closed = mgr__rush_quota(rush, open_count, sum, weights);
+        open_count -= closed;
+    } while (closed);
+}
+
+/* ---- the stable matching ---- */
+
+/* Set the bar of an instance by what it holds, and the limit that the kernels see. */
+static void mgr__rush_gate(mgr__rush *rush, uint32_t i)
+{
+    bool shut = !rush->seats[i];
+    rush->bar[i] = shut ? 0 : rush->count[i] < rush->seats[i] ? MGR__RUSH_FREE : rush->held[rush->start[i]];
+    uint32_t limit = (uint32_t)(rush->bar[i] >> 32);
+    if (!shut && limit < UINT32_MAX) limit++;   /* a draw as large as the bar's wins if the partition is earlier */
+    if (limit > rush->near[i]) limit = rush->near[i];
+    rush->lanes.limit[i] = limit ^ MGR__RUSH_BIAS;
+}
+
+static void mgr__rush_close(mgr__rush *rush, uint32_t i)
+{
+    rush->bar[i] = 0;
+    rush->lanes.limit[i] = MGR__RUSH_BIAS;
+}
+
+/* Unequal weights: a partition's best key is mostly among the smallest, so look
+ * first at keys of which about six are to be expected, and turn that into a
+ * limit for the draw. E(v) >= v * 2^2 / ln 2 > v * 23/4: the limit is no lower
+ * than the largest draw with such a key. */
+static void mgr__rush_gates(mgr__rush *rush)
+{
+    uint64_t weights = 0;
+    uint32_t start = 0;
+    for (uint32_t i = 0; i < rush->in->member_count; i++)
+        if (rush->group_of[i] == rush->group) weights += rush->weight[i];
+    rush->bound = rush->equal ? UINT64_MAX : ((uint64_t)9 << 59) / weights;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        uint64_t near = rush->equal || !rush->weight[i] ? UINT32_MAX : (rush->bound / rush->scale[i] / 23 + 1) * 4 + 4;
+        rush->near[i] = near < UINT32_MAX ? (uint32_t)near : UINT32_MAX;
+        rush->start[i] = start;
+        start += rush->seats[i];
+        mgr__rush_gate(rush, i);
+    }
+}
+
+static uint64_t mgr__rush_kernel_best(const mgr__rush *rush, uint64_t h)
+{
+#ifdef MGR__RUSH_AVX2
+    if (rush->avx2) return mgr__rush_best_avx2(&rush->lanes, h);
+#endif
+    return mgr__rush_best_plain(&rush->lanes, h);
+}
+
+static size_t mgr__rush_kernel_near(const mgr__rush *rush, uint64_t h)
+{
+#ifdef MGR__RUSH_AVX2
+    if (rush->avx2) return mgr__rush_near_avx2(&rush->lanes, h);
+#endif
+    return mgr__rush_near_plain(&rush->lanes, h);
+}
+
+/* The best instance for x among those that would take it, with its entry; by
+ * looking at every draw in the row. */
+static uint32_t mgr__rush_best_slowly(const mgr__rush *rush, uint32_t x, uint64_t *entry)
+{
+    uint64_t best = UINT64_MAX;
+    uint32_t found = MGR__RUSH_NONE;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        uint32_t v = rush->lanes.row[i] ^ MGR__RUSH_BIAS;
+        uint64_t one = (uint64_t)v << 32 | x;
+        if (one >= rush->bar[i]) continue;
+        /* E costs more than this bound of it, which mostly says no. */
+        if (found != MGR__RUSH_NONE && (((uint64_t)v * rush->scale[i] * 23) >> 2) > best) continue;
+        uint64_t key = mgr__rush_log(v) * rush->scale[i];
+        if (found != MGR__RUSH_NONE && key >= best) continue;
+        best = key;
+        found = i;
+        *entry = one;
+    }
+    return found;
+}
+
+static uint32_t mgr__rush_best_equal(const mgr__rush *rush, uint32_t x, uint64_t *entry)
+{
+    uint64_t found = mgr__rush_kernel_best(rush, rush->hash[x]);
+    *entry = (found & 0xffffffff00000000u) | x;
+    if (found != UINT64_MAX && *entry < rush->bar[(uint32_t)found]) return (uint32_t)found;
+    /* None, or only one at a limit: its partition, or the largest draw of all. */
+    mgr__rush_kernel_near(rush, rush->hash[x]);
+    return mgr__rush_best_slowly(rush, x, entry);
+}
+
+static uint32_t mgr__rush_best_weighted(const mgr__rush *rush, uint32_t x, uint64_t *entry)
+{
+    const mgr__rush_lanes *lanes = &rush->lanes;
+    size_t blocks = mgr__rush_kernel_near(rush, rush->hash[x]);
+    uint64_t best = UINT64_MAX;
+    uint32_t found = MGR__RUSH_NONE;
+    for (size_t b = 0; b < blocks; b++) {
+        for (uint32_t i = lanes->blocks[b]; i < lanes->blocks[b] + MGR__RUSH_LANES; i++) {
+            if ((int32_t)lanes->row[i] > (int32_t)lanes->limit[i]) continue;
+            uint32_t v = lanes->row[i] ^ MGR__RUSH_BIAS;
+            uint64_t one = (uint64_t)v << 32 | x, key = mgr__rush_log(v) * rush->scale[i];
+            if (key >= best || one >= rush->bar[i]) continue;
+            best = key;
+            found = i;
+            *entry = one;
+        }
+    }
+    /* Beyond the bound, another instance may have a smaller key and not be near. */
+    if (found == MGR__RUSH_NONE || best > rush->bound) return mgr__rush_best_slowly(rush, x, entry);
+    return found;
+}
+
+static uint32_t mgr__rush_best(mgr__rush *rush, uint32_t x, uint64_t *entry)
+{
+    uint32_t excluded = mgr__rush_excluded_count(rush, x), i;
+    for (uint32_t n = 0; n < excluded; n++)
+        if ((i = mgr__rush_excluded(rush, x, n)) != MGR__RUSH_NONE) mgr__rush_close(rush, i);
+    uint32_t best = rush->equal ? mgr__rush_best_equal(rush, x, entry) : mgr__rush_best_weighted(rush, x, entry);
+    for (uint32_t n = 0; n < excluded; n++)
+        if ((i = mgr__rush_excluded(rush, x, n)) != MGR__RUSH_NONE) mgr__rush_gate(rush, i);
+    return best;
+}
+
+/* Gale and Shapley, with both sides going by the same keys: whoever is put out
+ * of a seat looks again. Bars only fall, so that nobody has to look twice at an
+ * instance that turned it away, and the result does not depend on the order. */
+static void mgr__rush_match(mgr__rush *rush, size_t depth)
+{
+    while (depth) {
+        uint32_t x = rush->stack[--depth];
+        uint64_t entry = 0;
+        uint32_t i = mgr__rush_best(rush, x, &entry);
+        rush->owner[x] = i;
+        if (i == MGR__RUSH_NONE) continue;
+        uint64_t *held = rush->held + rush->start[i];
+        if (rush->count[i] < rush->seats[i]) {
+            held[rush->count[i]++] = entry;
+            if (rush->count[i] < rush->seats[i]) continue;
+            mgr__rush_heapify(held, rush->count[i]);
+        } else {
+            rush->stack[depth++] = (uint32_t)held[0];
+            held[0] = entry;
+            mgr__rush_sift(held, rush->count[i], 0);
+        }
+        mgr__rush_gate(rush, i);
+    }
+}
+
+/* ---- chains of moves, for what the matching left over ---- */
+
+/* From here on the slices of `held` are partitions in order. */
+static void mgr__rush_list(mgr__rush *rush)
+{
+    for (uint32_t i = 0; i < rush->in->member_count; i++) rush->count[i] = 0;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        if (rush->part_group[x] != rush->group || rush->owner[x] == MGR__RUSH_NONE) continue;
+        uint32_t i = rush->owner[x];
+        rush->held[rush->start[i] + rush->count[i]++] = x;
+    }
+}
+
+static void mgr__rush_list_remove(mgr__rush *rush, uint32_t i, uint32_t x)
+{
+    uint64_t *held = rush->held + rush->start[i];
+    uint32_t n = 0;
+    while (held[n] != x) n++;
+    rush->count[i]--;
+    memmove(held + n, held + n + 1, (rush->count[i] - n) * sizeof *held);
+}
+
+static void mgr__rush_list_insert(mgr__rush *rush, uint32_t i, uint32_t x)
+{
+    uint64_t *held = rush->held + rush->start[i];
+    uint32_t n = rush->count[i]++;
+    for (; n > 0 && held[n - 1] > x; n--) held[n] = held[n - 1];
+    held[n] = x;
+}
+
+/* Breadth first from x: returns an instance with a free seat, or none. `via`
+ * then says through which partition each instance was reached; queue[0 ..
+ * *reached-1] are those. Each look at an instance either reaches it or is owed
+ * to an exclusion, so that a search costs no more than all partitions,
+ * instances and exclusions together. */
+static uint32_t mgr__rush_seek(mgr__rush *rush, uint32_t x, uint32_t *reached)
+{
+    uint32_t open_count = 0, head = 0, next = 0;
+    for (uint32_t i = 0; i < rush->in->member_count; i++)
+        if (rush->group_of[i] == rush->group && !rush->dead[i]) rush->open[open_count++] = i;
+    for (*reached = 0; ; ) {
+        uint32_t kept = 0;
+        mgr__rush_mark_excluded(rush, x);
+        for (uint32_t n = 0; n < open_count; n++) {
+            uint32_t i = rush->open[n];
+            if (rush->stamp[i] == rush->stamp_now) { rush->open[kept++] = i; continue; }
+            rush->via[i] = x;
+            rush->queue[(*reached)++] = i;
+            if (rush->count[i] < rush->seats[i]) return i;
+        }
+        open_count = kept;
+        while (head < *reached && next >= rush->count[rush->queue[head]]) { head++; next = 0; }
+        if (head == *reached || !open_count) return MGR__RUSH_NONE;
+        x = (uint32_t)rush->held[rush->start[rush->queue[head]] + next++];
+    }
+}
+
+static void mgr__rush_move(mgr__rush *rush, uint32_t x, uint32_t to)
+{
+    for (;;) {
+        uint32_t moved = rush->via[to], from = rush->owner[moved];
+        if (from != MGR__RUSH_NONE) mgr__rush_list_remove(rush, from, moved);
+        mgr__rush_list_insert(rush, to, moved);
+        rush->owner[moved] = to;
+        if (moved == x) return;
+        to = from;
+    }
+}
+
+/* False if some partition stays without a seat. What a failed search reached
+ * leads nowhere in later ones either, for no chain passes there any more. */
+static bool mgr__rush_chains(mgr__rush *rush)
+{
+    bool all = true;
+    memset(rush->dead, 0, rush->in->member_count);
+    mgr__rush_list(rush);
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        if (rush->part_group[x] != rush->group || rush->owner[x] != MGR__RUSH_NONE) continue;
+        uint32_t reached, to = mgr__rush_seek(rush, x, &reached);
+        if (to != MGR__RUSH_NONE) { mgr__rush_move(rush, x, to); continue; }
+        for (uint32_t n = 0; n < reached; n++) rush->dead[rush->queue[n]] = 1;
+        all = false;
+    }
+    return all;
+}
+
+/* ---- the map ---- */
+
+/* The instances that are too few become a group of their own. */
+static void mgr__rush_split(mgr__rush *rush)
+{
+    uint32_t group = rush->group_count++;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        if (rush->part_group[x] != rush->group) continue;
+        if (rush->owner[x] == MGR__RUSH_NONE || rush->dead[rush->owner[x]]) rush->part_group[x] = group;
+    }
+    for (uint32_t i = 0; i < rush->in->member_count; i++)
+        if (rush->dead[i] && rush->group_of[i] == rush->group) rush->group_of[i] = group;
+}
+
+/* False: the group was split and has to be matched again. */
+static bool mgr__rush_solve(mgr__rush *rush)
+{
+    size_t parts = 0;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++)
+        if (rush->part_group[x] == rush->group) rush->stack[parts++] = x;
+    if (!parts) return true;
+    mgr__rush_share(rush, parts);
+    mgr__rush_gates(rush);
+    mgr__rush_match(rush, parts);
+    bool all = true;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++)
+        if (rush->part_group[x] == rush->group && rush->owner[x] == MGR__RUSH_NONE) all = false;
+    if (all || mgr__rush_chains(rush)) return true;
+    mgr__rush_split(rush);
+    return false;
+}
+
+static void mgr__rush_replica(mgr__rush *rush)
+{
+    uint32_t able = 0;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        able += rush->weight[i] != 0;
+        rush->group_of[i] = rush->weight[i] ? 0 : MGR__RUSH_NONE;
+    }
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        rush->owner[x] = MGR__RUSH_NONE;
+        rush->part_group[x] = mgr__rush_mark_excluded(rush, x) < able ? 0 : MGR__RUSH_NONE;
+    }
+    rush->group_count = 1;
+    for (rush->group = 0; rush->group < rush->group_count; rush->group++)
+        while (!mgr__rush_solve(rush)) { }
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        uint32_t i = rush->owner[x];
+        size_t at = (size_t)rush->part_at[x] * rush->in->replicas + rush->replica;
+        rush->in->owners[at] = i == MGR__RUSH_NONE ? MGR_RUSH_NOBODY : rush->member_at[i];
+        if (i != MGR__RUSH_NONE) rush->total[i]++;
+    }
+}
+
+static mgr_result mgr__rush_check(const mgr__rush_input *in)
+{
+    if (in->partition_count > MGR_PARTITION_COUNT_MAX || in->member_count > MGR_MEMBER_COUNT_MAX) return MGR_LIMIT;
+    if (in->replicas > MGR_MEMBER_COUNT_MAX || in->refused_count > UINT32_MAX / 2) return MGR_LIMIT;
+    if (!in->replicas) return MGR_INVALID;
+    for (size_t i = 0; i < in->member_count; i++)
+        if (mgr__rush_weight(in, i) > MGR__RUSH_WEIGHT_MAX) return MGR_LIMIT;
+    for (size_t n = 0; n < in->refused_count; n++)
+        if (in->refused[n].partition >= in->partition_count || in->refused[n].member >= in->member_count) return MGR_INVALID;
+    return MGR_OK;
+}
+
+static mgr_result mgr__rush_run(mgr__heap *heap, const mgr__rush_input *in)
+{
+    mgr__rush rush;
+    mgr_result result = mgr__rush_check(in);
+    if (result != MGR_OK) return result;
+    memset(&rush, 0, sizeof rush);
+    rush.in = in;
+    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count);
+    char *block = rush.block = (char *)mgr__alloc(heap, rush.used);
+    if (!block) return MGR_NO_MEMORY;
+    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count);
+#ifdef MGR__RUSH_AVX2
+    rush.avx2 = __builtin_cpu_supports("avx2") != 0;
+#endif
+    result = mgr__rush_order_partitions(&rush);
+    if (result == MGR_OK) result = mgr__rush_order_members(&rush);
+    if (result == MGR_OK) {
+        for (size_t i = 0; i < rush.lanes.count; i++) mgr__rush_close(&rush, (uint32_t)i);
+        mgr__rush_refusals(&rush);
+        for (; rush.replica < in->replicas; rush.replica++) mgr__rush_replica(&rush);
+    }
+    mgr__free(heap, block);
+    return result;
+}
+
+/* What [cluster] calls. The views need not be terminated; nothing is kept. */
+static mgr_result mgr__rush_map(mgr__heap *heap, const mgr__str *partitions, size_t partition_count,
+                                const mgr__str *ids, const uint32_t *weights, size_t member_count,
+                                uint32_t replicas, const mgr_refusal *refused, size_t refused_count,
+                                uint32_t *owners)
+{
+    mgr__rush_input in;
+    memset(&in, 0, sizeof in);
+    in.partitions.views = partitions;
+    in.ids.views = ids;
+    in.weights = weights;
+    in.partition_count = partition_count;
+    in.member_count = member_count;
+    in.replicas = replicas;
+    in.refused = refused;
+    in.refused_count = refused_count;
+    in.owners = owners;
+    return mgr__rush_run(heap, &in);
+}
+
+/* Refusals that leave a way to even quotas cost next to nothing. Ones that are
+ * staggered, so that every other partition needs a long chain of moves, cost up
+ * to (partitions + refusals) for each partition left over: seconds from 10,000
+ * partitions on. Pairs may be repeated, and may name members without weight. */
+MGRAPI mgr_result mgr_rush_map_refusing(const char *const *partitions, size_t partition_count,
+                                        const mgr_member *members, size_t member_count,
+                                        uint32_t replicas, const mgr_refusal *refused, size_t refused_count,
+                                        uint32_t *owners)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__rush_input in;
+    if ((partition_count && (!partitions || !owners)) || (member_count && !members) || (refused_count && !refused))
+        return MGR_INVALID;
+    memset(&in, 0, sizeof in);
+    in.partitions.texts = partitions;
+    in.ids.members = members;
+    in.partition_count = partition_count;
+    in.member_count = member_count;
+    in.replicas = replicas;
+    in.refused = refused;
+    in.refused_count = refused_count;
+    in.owners = owners;
+    return mgr__rush_run(&heap, &in);
+}
+
+/* A member's `joined` does not enter: the map depends on ids and weights alone.
+ * Replicas beyond the members with weight are MGR_RUSH_NOBODY, and so is
+ * everything where there is no member. MGR_INVALID also for 0 replicas,
+ * MGR_LIMIT also for weights over 65535. owners is not defined after a failure. */
+MGRAPI mgr_result mgr_rush_map(const char *const *partitions, size_t partition_count,
+                               const mgr_member *members, size_t member_count,
+                               uint32_t replicas, uint32_t *owners)
+{
+    return mgr_rush_map_refusing(partitions, partition_count, members, member_count, replicas, NULL, 0, owners);
+}
+
+/* Without refusals, which need 4 bytes each and 4 a partition more. Does not
+ * grow with the replicas. */
+MGRAPI size_t mgr_rush_map_bytes(size_t partition_count, size_t member_count, uint32_t replicas)
+{
+    mgr__rush rush;
+    (void)replicas;
+    memset(&rush, 0, sizeof rush);
+    mgr__rush_layout(&rush, partition_count, member_count, 0);
+    return rush.used + MGR__HEAP_PREFIX;
+}
+
+/* ---- RUSH_R: one object, by the history of the servers ----
+ *
+ *   seed(x, j, a) = mix64(x ^ mix64(2 j + a)); its numbers are mix64(seed + 0), mix64(seed + 1), ...
+ *   l = R; for j = newest .. oldest while l > 0:    n, n' servers and weight older than j
+ *     t = max(0, l - n)
+ *     u = t + the hits among l - t draws without replacement from urn (m - t) w, n';
+ *         a miss takes away the mean weight of the older servers
+ *     u distinct servers of j, the beginning of a shuffle by seed(x, j, 1); l -= u
+ *
+ * As in the paper, except that t servers weigh t w (the paper takes t from the
+ * weight, which is the same for w = 1). */
+
+/* floor(a * b / 2^64) */
+static uint64_t mgr__rush_high(uint64_t a, uint64_t b)
+{
+    uint64_t a0 = a & 0xffffffffu, a1 = a >> 32, b0 = b & 0xffffffffu, b1 = b >> 32;
+    uint64_t low = a0 * b0, mid = a1 * b0 + (low >> 32), rest = a0 * b1 + (mid & 0xffffffffu);
+    return a1 * b1 + (mid >> 32) + (rest >> 32);
+}
+
+static uint64_t mgr__rush_seed(uint64_t object, size_t j, uint64_t use)
+{
+    return mgr__mix64(object ^ mgr__mix64(2 * (uint64_t)j + use));
+}
+
+/* Hits among `draws`; the urn holds `marked` servers of weight w and `others`
+ * of other_weight together. Weights below 2^48 in all, servers below 2^32. */
+static uint32_t mgr__rush_hits(uint64_t seed, uint32_t draws, uint32_t marked, uint32_t w, uint32_t others, uint64_t other_weight)
+{
+    uint32_t hits = 0, misses = 0;
+    for (uint32_t d = 0; d < draws; d++) {
+        uint64_t ours = (uint64_t)(marked - hits) * w;
+        uint64_t left = others - misses;
+        uint64_t theirs = others ? left * (other_weight / others) + left * (other_weight % others) / others : 0;
+        if (mgr__rush_high(mgr__mix64(seed + d), ours + theirs) < ours) hits++;
+        else misses++;
+    }
+    return hits;
+}
+
+/* The first `count` of a shuffle of 0 .. of-1, plus base. Swap k exchanges k
+ * with some r_k >= k; a server's number is found by following the swaps back,
+ * which needs no memory, and time count^2. A shorter beginning is a prefix: so
+ * servers that are added later only take replicas away. */
+static void mgr__rush_shuffle(uint64_t seed, uint32_t count, uint32_t of, uint32_t base, uint32_t *servers)
+{
+    for (uint32_t k = 0; k < count; k++) servers[k] = k + (uint32_t)mgr__rush_high(mgr__mix64(seed + k), of - k);
+    for (uint32_t k = count; k-- > 0; ) {
+        uint32_t at = servers[k];
+        for (uint32_t s = k; s-- > 0; ) if (servers[s] == at) at = s;
+        servers[k] = at + base;
+    }
+}
+
+/* Servers of weight 0 receive nothing. MGR_INVALID: no replicas; MGR_LIMIT:
+ * more than 2^32 - 1 servers, or weights over 65535; MGR_UNPLACEABLE: fewer
+ * servers with weight than replicas. Needs no memory; time C R at most, for the
+ * draws are made one by one. */
+MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclusters, size_t subcluster_count,
+                                  uint32_t replicas, uint32_t *servers)
+{
+    uint64_t all = 0, able = 0, weight = 0;
+    if (!replicas || !servers || (subcluster_count && !subclusters)) return MGR_INVALID;
+    for (size_t j = 0; j < subcluster_count; j++) {
+        const mgr_subcluster *sub = subclusters + j;
+        all += sub->server_count;
+        if (all > UINT32_MAX || sub->weight > MGR__RUSH_WEIGHT_MAX) return MGR_LIMIT;
+        if (sub->weight) able += sub->server_count;
+        weight += (uint64_t)sub->server_count * sub->weight;
+    }
+    if (able < replicas) return MGR_UNPLACEABLE;
+    uint32_t left = replicas;
+    for (size_t j = subcluster_count; j-- > 0 && left; ) {
+        const mgr_subcluster *sub = subclusters + j;
+        all -= sub->server_count;
+        if (!sub->weight || !sub->server_count) continue;
+        able -= sub->server_count;
+        weight -= (uint64_t)sub->server_count * sub->weight;
+        uint32_t forced = left > able ? left - (uint32_t)able : 0;
+        uint32_t taken = forced + mgr__rush_hits(mgr__rush_seed(object, j, 0), left - forced, sub->server_count - forced,
+                                                 sub->weight, (uint32_t)able, weight);
+        mgr__rush_shuffle(mgr__rush_seed(object, j, 1), taken, sub->server_count, (uint32_t)all, servers);
+        servers += taken;
+        left -= taken;
+    }
+    return MGR_OK;
+}
+
+/* ============================================================================
+ * [cluster] The state machine of one instance: what the cluster does
+ * what:  events in (pictures, answers, exits, wishes, time), actions out
+ *        (requests, begin and end work, set the lease); pure: no clock, no
+ *        descriptor, no process id, so that a thousand run in one test
+ * owns:  mgr__cluster
+ * calls: [rush] [json] [base]
+ * ========================================================================== */
+
+/* ---- what is asked of Consul, and what it answers ---- */
+
+typedef enum mgr__verb {
+    MGR__SET, MGR__CAS, MGR__LOCK, MGR__UNLOCK, MGR__DELETE_CAS,
+    MGR__CHECK_INDEX, MGR__CHECK_SESSION, MGR__CHECK_ABSENT, MGR__GET, MGR__GET_TREE
+} mgr__verb;
+
+/* One operation of a transaction; index 0 in a CAS means "create". */
+typedef struct mgr__op {
+    mgr__verb verb;
+    mgr__str  key;          /* whole, as it stands in the store */
+    mgr__str  value;
+    mgr__str  session;
+    uint64_t  index;
+} mgr__op;
+
+enum { MGR__TXN_OPS_MAX = 64 };   /* Consul 1.8; 128 from 1.14 */
+
+/* An entry of the store. The views point into the answer's body. */
+typedef struct mgr__kv {
+    mgr__str key, value;
+    mgr__str session;       /* "": not locked */
+    uint64_t create_index, modify_index, lock_index;
+} mgr__kv;
+
+typedef enum mgr__ask {
+    MGR__ASK_TXN,               /* ops; linearizable, also when it only reads */
+    MGR__ASK_WATCH,             /* all keys below `key`; index > 0: once they changed since, or wait_ms passed */
+    MGR__ASK_LIST,              /* all keys below `key`, linearizable, at once */
+    MGR__ASK_SESSION_CREATE,    /* name, session_ttl_ms, check_id -> session */
+    MGR__ASK_SESSION_RENEW,
+    MGR__ASK_SESSION_DESTROY,
+    MGR__ASK_SESSION_LIST,      /* linearizable -> kvs: key = the session's name, session = its id */
+    MGR__ASK_AGENT_SELF,        /* -> node: the agent's node name */
+    MGR__ASK_AGENT_JOIN,        /* name = address */
+    MGR__ASK_SERVICE_REGISTER,  /* body = the whole JSON */
+    MGR__ASK_SERVICE_DEREGISTER,/* name = Consul service id, on our own agent */
+    MGR__ASK_CATALOG_DEREGISTER,/* name = Consul service id, node */
+    MGR__ASK_CHECK_REGISTER,    /* body = the whole JSON */
+    MGR__ASK_CHECK_DEREGISTER,  /* name = check id */
+    MGR__ASK_CHECK_UPDATE,      /* name = check id, status, note */
+    MGR__ASK_CHECK_LIST         /* of our own agent -> kvs: key = check id, value = status */
+} mgr__ask;
+
+typedef enum mgr__lane { MGR__LANE_WATCH, MGR__LANE_LEASE, MGR__LANE_WORK, MGR__LANE_COUNT } mgr__lane;
+
+typedef struct mgr__request {
+    mgr__ask    ask;
+    mgr__lane   lane;           /* one request is out per lane at a time */
+    mgr__op     ops[MGR__TXN_OPS_MAX];
+    size_t      op_count;
+    mgr__str    key, name, session, check_id, node, body, note;
+    int         status;         /* CHECK_UPDATE: 0 pass, 1 warning, 2 critical */
+    uint64_t    index;
+    uint32_t    wait_ms;
+    uint32_t    session_ttl_ms;
+    mgr__arena  arena;          /* owns what the views above point to */
+} mgr__request;
+
+typedef enum mgr__outcome {
+    MGR__OUTCOME_OK,
+    MGR__OUTCOME_CONFLICT,      /* 409: a condition of the transaction does not hold; nothing was applied */
+    MGR__OUTCOME_NOT_FOUND,     /* 404: no such key, session, check */
+    MGR__OUTCOME_DENIED,        /* 403, or a transaction refused for a missing right */
+    MGR__OUTCOME_REJECTED,      /* another 4xx: the request is wrong; nothing was applied */
+    MGR__OUTCOME_UNSENT,        /* no byte reached an agent */
+    MGR__OUTCOME_UNKNOWN        /* sent, but no whole answer, a 5xx, or a malformed one: it may land, now or later */
+} mgr__outcome;
+
+typedef struct mgr__answer {
+    mgr__outcome outcome;
+    uint64_t     index;         /* X-Consul-Index, 0 if absent */
+    bool         no_leader;     /* X-Consul-KnownLeader: false */
+    mgr__kv     *kvs;           /* LIST, WATCH, SESSION_LIST; TXN: one per op that yields an entry, in order */
+    size_t       kv_count;
+    uint32_t     failed[MGR__TXN_OPS_MAX];   /* CONFLICT: indices of the ops that failed, as far as Consul names them */
+    size_t       failed_count;
+    mgr__str     session;       /* SESSION_CREATE */
+    mgr__str     node;          /* AGENT_SELF */
+    mgr__str     text;          /* what Consul, or the connection, said: for messages */
+} mgr__answer;
+
+/* ---- keys: manager/<service>/<rest>, names escaped ---- */
+
+typedef struct mgr__root {      /* of all keys of one service; terminated by '/' */
+    char   text[MGR_NAME_BYTES_MAX * 3 + MGR_NAME_BYTES_MAX + 3];
+    size_t len;
+} mgr__root;
+
+static bool mgr__root_make(mgr__root *root, mgr__heap *heap, mgr__str prefix, mgr__str service_id)
+{
+    mgr__buf key;
+    mgr__buf_init(&key, heap, sizeof root->text - 1);
+    mgr__buf_str(&key, prefix);
+    mgr__buf_char(&key, '/');
+    mgr__key_escape(&key, service_id);
+    mgr__buf_char(&key, '/');
+    bool ok = !key.failed;
+    if (ok) mgr__copy_text(root->text, sizeof root->text, mgr__buf_view(&key));
+    root->len = ok ? key.len : 0;
+    mgr__buf_free(&key);
+    return ok;
+}
+
+/* root + below + escaped name, in the arena. */
+static mgr__str mgr__key_make(mgr__arena *arena, const mgr__root *root, const char *below, mgr__str name)
+{
+    mgr__buf key;
+    mgr__buf_init(&key, arena->heap, sizeof root->text + 64 + MGR_NAME_BYTES_MAX * 3);
+    mgr__buf_add(&key, root->text, root->len);
+    mgr__buf_text(&key, below);
+    mgr__key_escape(&key, name);
+    if (key.failed) arena->failed = true;
+    mgr__str made = mgr__arena_str(arena, mgr__buf_view(&key));
+    mgr__buf_free(&key);
+    return made;
+}
+
+/* Is `key` root + below + something? Then *rest is the something. */
+static bool mgr__key_below(mgr__str key, const mgr__root *root, const char *below, mgr__str *rest)
+{
+    if (key.len < root->len || memcmp(key.at, root->text, root->len) != 0) return false;
+    *rest = mgr__str_skip(key, root->len);
+    if (!mgr__str_starts(*rest, below)) return false;
+    *rest = mgr__str_skip(*rest, strlen(below));
+    return true;
+}
+
+static bool mgr__key_name(mgr__arena *arena, mgr__str escaped, mgr__str *name)
+{
+    mgr__buf out;
+    mgr__buf_init(&out, arena->heap, MGR_NAME_BYTES_MAX);
+    bool ok = mgr__key_unescape(&out, escaped) && !mgr__name_fault(mgr__buf_view(&out));
+    if (ok) *name = mgr__arena_str(arena, mgr__buf_view(&out));
+    mgr__buf_free(&out);
+    return ok;
+}
+
+/* ---- sets of partitions ---- */
+
+typedef struct mgr__set {
+    mgr__arena arena;
+    mgr__str  *names;           /* sorted by bytes, distinct */
+    size_t     count;
+    char       hash[17];        /* names the set: sets/<hash> */
+} mgr__set;
+
+static int mgr__name_order(const void *a, const void *b) { return mgr__str_order(*(const mgr__str *)a, *(const mgr__str *)b); }
+
+static void mgr__set_hash(mgr__set *set)
+{
+    uint64_t h = mgr__mix64(set->count);
+    for (size_t i = 0; i < set->count; i++) h = mgr__mix64(h ^ mgr__hash(set->names[i]));
+    snprintf(set->hash, sizeof set->hash, "%016llx", (unsigned long long)h);
+}
+
+/* Sort and check; on a fault *bad is the name and the result says what is wrong. */
+static const char *mgr__set_seal(mgr__set *set, mgr__str *bad)
+{
+    if (set->arena.failed) return "does not fit in memory";
+    if (set->count) qsort(set->names, set->count, sizeof *set->names, mgr__name_order);
+    for (size_t i = 0; i < set->count; i++) {
+        *bad = set->names[i];
+        const char *fault = mgr__name_fault(set->names[i]);
+        if (fault) return fault;
+        if (i && mgr__str_eq(set->names[i - 1], set->names[i])) return "is listed twice";
+    }
+    mgr__set_hash(set);
+    return NULL;
+}
+
+static const char *mgr__set_make(mgr__set *set, mgr__heap *heap, const char *const *names, size_t count, mgr__str *bad)
+{
+    memset(set, 0, sizeof *set);
+    mgr__arena_init(&set->arena, heap);
+    *bad = mgr__str_of("");
+    if (count > MGR_PARTITION_COUNT_MAX) return "are more partitions than MGR_PARTITION_COUNT_MAX";
+    set->names = (mgr__str *)mgr__arena_alloc(&set->arena, (count + 1) * sizeof *set->names);
+    if (!set->names) return "does not fit in memory";
+    for (size_t i = 0; i < count; i++) set->names[set->count++] = mgr__arena_str(&set->arena, mgr__str_of(names[i]));
+    return mgr__set_seal(set, bad);
+}
+
+static void mgr__set_free(mgr__set *set)
+{
+    mgr__arena_free(&set->arena);
+    set->names = NULL;
+    set->count = 0;
+    set->hash[0] = 0;
+}
+
+static bool mgr__set_has(const mgr__set *set, mgr__str name)
+{
+    return set->count && bsearch(&name, set->names, set->count, sizeof *set->names, mgr__name_order) != NULL;
+}
+
+/* "17" as a number that prints as "17" again, else -1. */
+static int64_t mgr__name_number(mgr__str name)
+{
+    if (!name.len || name.len > 9 || (name.len > 1 && name.at[0] == '0')) return -1;
+    int64_t value = 0;
+    for (size_t i = 0; i < name.len; i++) {
+        if (name.at[i] < '0' || name.at[i] > '9') return -1;
+        value = value * 10 + (name.at[i] - '0');
+    }
+    return value;
+}
+
+static int mgr__number_order(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* ["a",[0,15]]: numbers as ranges, everything else by name. */
+static void mgr__set_write(const mgr__set *set, mgr__heap *heap, mgr__buf *out)
+{
+    int64_t *numbers = (int64_t *)mgr__alloc_array(heap, set->count + 1, sizeof *numbers);
+    size_t number_count = 0;
+    if (!numbers) { out->failed = true; return; }
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_array(&jw);
+    for (size_t i = 0; i < set->count; i++) {
+        int64_t number = mgr__name_number(set->names[i]);
+        if (number >= 0) numbers[number_count++] = number;
+        else mgr__jw_str(&jw, set->names[i]);
+    }
+    if (number_count) qsort(numbers, number_count, sizeof *numbers, mgr__number_order);
+    for (size_t i = 0; i < number_count;) {
+        size_t last = i;
+        while (last + 1 < number_count && numbers[last + 1] == numbers[last] + 1) last++;
+        mgr__jw_array(&jw);
+        mgr__jw_i64(&jw, numbers[i]);
+        mgr__jw_i64(&jw, numbers[last]);
+        mgr__jw_array_end(&jw);
+        i = last + 1;
+    }
+    mgr__jw_array_end(&jw);
+    mgr__free(heap, numbers);
+}
+
+/* Take the items of one stored set; names NULL only counts. False: malformed. */
+static bool mgr__set_items(mgr__set *set, mgr__str text, mgr__buf *scratch, bool store)
+{
+    mgr__json j;
+    mgr__json_init(&j, text);
+    set->count = 0;
+    if (!mgr__json_array(&j)) return false;
+    while (mgr__json_item(&j)) {
+        if (mgr__json_peek(&j) != MGR__JSON_ARRAY) {
+            mgr__buf_clear(scratch);
+            mgr__str name = mgr__json_string(&j, scratch);
+            if (store) set->names[set->count] = mgr__arena_str(&set->arena, name);
+            set->count++;
+        } else {
+            mgr__json_array(&j);
+            int64_t range[2] = {0, -1};
+            for (int i = 0; mgr__json_item(&j); i++) { int64_t v = mgr__json_i64(&j); if (i < 2) range[i] = v; }
+            if (range[0] < 0 || range[1] < range[0] || range[1] - range[0] >= MGR_PARTITION_COUNT_MAX) return false;
+            for (int64_t n = range[0]; n <= range[1]; n++, set->count++) {
+                char digits[24];
+                snprintf(digits, sizeof digits, "%lld", (long long)n);
+                if (store) set->names[set->count] = mgr__arena_str(&set->arena, mgr__str_of(digits));
+            }
+        }
+        if (set->count > MGR_PARTITION_COUNT_MAX) return false;
+    }
+    return mgr__json_end(&j);
+}
+
+/* Read a stored set. False: malformed, or out of memory. */
+static bool mgr__set_read(mgr__set *set, mgr__heap *heap, mgr__str text)
+{
+    mgr__buf scratch;
+    mgr__str bad;
+    memset(set, 0, sizeof *set);
+    mgr__arena_init(&set->arena, heap);
+    mgr__buf_init(&scratch, heap, text.len + MGR_NAME_BYTES_MAX);
+    bool ok = mgr__set_items(set, text, &scratch, false);
+    if (ok) set->names = (mgr__str *)mgr__arena_alloc(&set->arena, (set->count + 1) * sizeof *set->names);
+    ok = ok && set->names && mgr__set_items(set, text, &scratch, true) && !mgr__set_seal(set, &bad);
+    mgr__buf_free(&scratch);
+    if (!ok) mgr__set_free(set);
+    return ok;
+}
+
+/* ---- the marker cluster/partitions: which set is in force ---- */
+
+typedef struct mgr__marker {
+    bool     exists;
+    char     hash[17];          /* "": a first set is being made */
+    uint64_t version;
+    uint64_t count;
+    uint64_t delay_max_ms;      /* the longest delay that any instance has used */
+    uint64_t fence_base;
+    uint64_t modify_index;
+    char     placement[16];
+    uint64_t placement_version;
+} mgr__marker;
+
+static void mgr__marker_write(const mgr__marker *marker, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "hash");              mgr__jw_text(&jw, marker->hash);
+    mgr__jw_key(&jw, "count");             mgr__jw_u64(&jw, marker->count);
+    mgr__jw_key(&jw, "version");           mgr__jw_u64(&jw, marker->version);
+    mgr__jw_key(&jw, "placement");         mgr__jw_text(&jw, "rush");
+    mgr__jw_key(&jw, "placement_version"); mgr__jw_u64(&jw, 1);
+    mgr__jw_key(&jw, "delay_max");         mgr__jw_u64(&jw, marker->delay_max_ms);
+    mgr__jw_key(&jw, "fence_base");        mgr__jw_u64(&jw, marker->fence_base);
+    mgr__jw_object_end(&jw);
+}
+
+static bool mgr__marker_read(mgr__marker *marker, const mgr__kv *kv, mgr__buf *scratch)
+{
+    mgr__json j;
+    mgr__str key;
+    memset(marker, 0, sizeof *marker);
+    marker->modify_index = kv->modify_index;
+    mgr__json_init(&j, kv->value);
+    if (!mgr__json_object(&j)) return false;
+    while (mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "hash")) mgr__copy_text(marker->hash, sizeof marker->hash, mgr__json_string(&j, scratch));
+        else if (mgr__str_is(key, "count")) marker->count = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "version")) marker->version = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "placement")) mgr__copy_text(marker->placement, sizeof marker->placement, mgr__json_string(&j, scratch));
+        else if (mgr__str_is(key, "placement_version")) marker->placement_version = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "delay_max")) marker->delay_max_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "fence_base")) marker->fence_base = mgr__json_u64(&j);
+        else mgr__json_skip(&j);
+    }
+    marker->exists = mgr__json_end(&j);
+    return marker->exists;
+}
+
+/* ---- members ---- */
+
+typedef struct mgr__member {
+    mgr__str id, life, session, node, service, isolate;
+    bool     alive;             /* its key is locked by a session: a member without one is dead */
+    bool     joining, leaving, draining;
+    uint64_t weight, lease_ms, delay_ms, grace_ms, releases, settle_ms;
+    mgr__str *refuses;
+    size_t   refuse_count;
+    uint64_t create_index, modify_index;
+    bool     wish_drain;        /* what operators want of it */
+    mgr__str wish_evict;        /* the life that is to leave */
+} mgr__member;
+
+static void mgr__member_write(const mgr__member *member, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "life");     mgr__jw_str(&jw, member->life);
+    mgr__jw_key(&jw, "weight");   mgr__jw_u64(&jw, member->weight);
+    mgr__jw_key(&jw, "lease");    mgr__jw_u64(&jw, member->lease_ms);
+    mgr__jw_key(&jw, "delay");    mgr__jw_u64(&jw, member->delay_ms);
+    mgr__jw_key(&jw, "grace");    mgr__jw_u64(&jw, member->grace_ms);
+    mgr__jw_key(&jw, "joining");  mgr__jw_bool(&jw, member->joining);
+    mgr__jw_key(&jw, "leaving");  mgr__jw_bool(&jw, member->leaving);
+    mgr__jw_key(&jw, "draining"); mgr__jw_bool(&jw, member->draining);
+    mgr__jw_key(&jw, "releases"); mgr__jw_u64(&jw, member->releases);
+    mgr__jw_key(&jw, "node");     mgr__jw_str(&jw, member->node);
+    mgr__jw_key(&jw, "service");  mgr__jw_str(&jw, member->service);
+    mgr__jw_key(&jw, "isolate");  mgr__jw_str(&jw, member->isolate);
+    mgr__jw_key(&jw, "program");  mgr__jw_text(&jw, "manager.h " MANAGER_VERSION);
+    mgr__jw_key(&jw, "refuses");
+    mgr__jw_array(&jw);
+    for (size_t i = 0; i < member->refuse_count; i++) mgr__jw_str(&jw, member->refuses[i]);
+    mgr__jw_array_end(&jw);
+    mgr__jw_object_end(&jw);
+}
+
+static mgr__str mgr__json_kept(mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__buf_clear(scratch);
+    return mgr__arena_str(arena, mgr__json_string(j, scratch));
+}
+
+static void mgr__member_read_refuses(mgr__member *member, mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
+{
+    size_t cap = 0;
+    if (!mgr__json_array(j)) return;
+    while (mgr__json_item(j)) {
+        if (member->refuse_count == cap) {
+            size_t wanted = cap ? cap * 2 : 4;
+            mgr__str *more = (mgr__str *)mgr__arena_alloc(arena, wanted * sizeof *more);
+            if (!more) return;
+            if (cap) memcpy(more, member->refuses, cap * sizeof *more);
+            member->refuses = more;
+            cap = wanted;
+        }
+        member->refuses[member->refuse_count++] = mgr__json_kept(j, scratch, arena);
+    }
+}
+
+static bool mgr__member_read_field(mgr__member *m, mgr__str key, mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
+{
+    if (mgr__str_is(key, "life")) m->life = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "node")) m->node = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "service")) m->service = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "isolate")) m->isolate = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "weight")) m->weight = mgr__json_u64(j);
+    else if (mgr__str_is(key, "lease")) m->lease_ms = mgr__json_u64(j);
+    else if (mgr__str_is(key, "delay")) m->delay_ms = mgr__json_u64(j);
+    else if (mgr__str_is(key, "grace")) m->grace_ms = mgr__json_u64(j);
+    else if (mgr__str_is(key, "releases")) m->releases = mgr__json_u64(j);
+    else if (mgr__str_is(key, "joining")) m->joining = mgr__json_bool(j);
+    else if (mgr__str_is(key, "leaving")) m->leaving = mgr__json_bool(j);
+    else if (mgr__str_is(key, "draining")) m->draining = mgr__json_bool(j);
+    else if (mgr__str_is(key, "refuses")) mgr__member_read_refuses(m, j, scratch, arena);
+    else return false;
+    return true;
+}
+
+/* A key under cluster/instances/. False: not one of ours; it is then ignored. */
+static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str escaped_id, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__json j;
+    mgr__str key;
+    memset(member, 0, sizeof *member);
+    if (!mgr__key_name(arena, escaped_id, &member->id)) return false;
+    member->session = mgr__arena_str(arena, kv->session);
+    member->alive = kv->session.len > 0;
+    member->create_index = kv->create_index;
+    member->modify_index = kv->modify_index;
+    member->life = member->node = member->service = member->isolate = member->wish_evict = mgr__str_of("");
+    mgr__json_init(&j, kv->value);
+    if (!mgr__json_object(&j)) return false;
+    while (mgr__json_key(&j, &key)) if (!mgr__member_read_field(member, key, &j, scratch, arena)) mgr__json_skip(&j);
+    if (member->weight > 65535) member->weight = 65535;
+    return mgr__json_end(&j) && !arena->failed;
+}
+
+/* Does it take part in the map? */
+static bool mgr__member_counts(const mgr__member *m)
+{
+    return (m->alive || m->grace_ms > 0) && !m->joining && !m->leaving;
+}
+
+static bool mgr__member_drains(const mgr__member *m) { return m->draining || m->wish_drain; }
+
+/* ---- wishes: what operators want of an instance ---- */
+
+typedef struct mgr__wish { bool drain; mgr__str evict; } mgr__wish;
+
+static void mgr__wish_write(const mgr__wish *wish, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "drain"); mgr__jw_bool(&jw, wish->drain);
+    mgr__jw_key(&jw, "evict"); mgr__jw_str(&jw, wish->evict);
+    mgr__jw_object_end(&jw);
+}
+
+static bool mgr__wish_read(mgr__wish *wish, mgr__str value, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__json j;
+    mgr__str key;
+    wish->drain = false;
+    wish->evict = mgr__str_of("");
+    mgr__json_init(&j, value);
+    if (!mgr__json_object(&j)) return false;
+    while (mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "drain")) wish->drain = mgr__json_bool(&j);
+        else if (mgr__str_is(key, "evict")) wish->evict = mgr__json_kept(&j, scratch, arena);
+        else mgr__json_skip(&j);
+    }
+    return mgr__json_end(&j);
+}
+
+/* ---- the picture: everything below cluster/, at one index ---- */
+
+typedef struct mgr__certificate { mgr__str life; uint64_t modify_index; } mgr__certificate;
+typedef struct mgr__standing_wish { mgr__str id; mgr__wish wish; uint64_t modify_index; } mgr__standing_wish;
+
+typedef struct mgr__picture {
+    mgr__arena          arena;
+    uint64_t            index;
+    mgr__marker         marker;
+    mgr__member        *members;        /* sorted by id */
+    size_t              member_count;
+    mgr__certificate   *certificates;   /* sorted by life */
+    size_t              certificate_count;
+    mgr__standing_wish *wishes;
+    size_t              wish_count;
+} mgr__picture;
+
+static void mgr__picture_free(mgr__picture *picture)
+{
+    mgr__arena_free(&picture->arena);
+    picture->members = NULL;
+    picture->certificates = NULL;
+    picture->wishes = NULL;
+    picture->member_count = picture->certificate_count = picture->wish_count = 0;
+    picture->marker.exists = false;
+}
+
+static int mgr__member_order(const void *a, const void *b) { return mgr__str_order(((const mgr__member *)a)->id, ((const mgr__member *)b)->id); }
+static int mgr__certificate_order(const void *a, const void *b) { return mgr__str_order(((const mgr__certificate *)a)->life, ((const mgr__certificate *)b)->life); }
+
+static mgr__member *mgr__picture_member(const mgr__picture *picture, mgr__str id)
+{
+    mgr__member wanted;
+    if (!picture->member_count) return NULL;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.id = id;
+    return (mgr__member *)bsearch(&wanted, picture->members, picture->member_count, sizeof wanted, mgr__member_order);
+}
+
+static const mgr__member *mgr__picture_life(const mgr__picture *picture, mgr__str life)
+{
+    for (size_t i = 0; i < picture->member_count; i++)
+        if (mgr__str_eq(picture->members[i].life, life)) return &picture->members[i];
+    return NULL;
+}
+
+static bool mgr__picture_certified(const mgr__picture *picture, mgr__str life)
+{
+    mgr__certificate wanted;
+    if (!picture->certificate_count) return false;
+    wanted.life = life;
+    wanted.modify_index = 0;
+    return bsearch(&wanted, picture->certificates, picture->certificate_count, sizeof wanted, mgr__certificate_order) != NULL;
+}
+
+static const mgr__standing_wish *mgr__picture_wish(const mgr__picture *picture, mgr__str id)
+{
+    for (size_t i = 0; i < picture->wish_count; i++)
+        if (mgr__str_eq(picture->wishes[i].id, id)) return &picture->wishes[i];
+    return NULL;
+}
+
+static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr__kv *kv, mgr__buf *scratch)
+{
+    mgr__str rest, id;
+    mgr__buf_clear(scratch);
+    if (mgr__key_below(kv->key, root, "cluster/instances/", &rest)) {
+        if (p->member_count < MGR_MEMBER_COUNT_MAX && mgr__member_read(&p->members[p->member_count], kv, rest, scratch, &p->arena)) p->member_count++;
+    } else if (mgr__key_below(kv->key, root, "cluster/dead/", &rest)) {
+        p->certificates[p->certificate_count].life = mgr__arena_str(&p->arena, rest);
+        p->certificates[p->certificate_count++].modify_index = kv->modify_index;
+    } else if (mgr__key_below(kv->key, root, "cluster/wishes/", &rest)) {
+        mgr__standing_wish *standing = &p->wishes[p->wish_count];
+        if (!mgr__key_name(&p->arena, rest, &id) || !mgr__wish_read(&standing->wish, kv->value, scratch, &p->arena)) return;
+        standing->id = id;
+        standing->modify_index = kv->modify_index;
+        p->wish_count++;
+    } else if (mgr__key_below(kv->key, root, "cluster/partitions", &rest) && rest.len == 0) {
+        mgr__marker_read(&p->marker, kv, scratch);
+    }
+}
+
+/* False: out of memory. Keys that are not ours are ignored. */
+static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr__root *root, uint64_t index, const mgr__kv *kvs, size_t count)
+{
+    mgr__buf scratch;
+    memset(picture, 0, sizeof *picture);
+    mgr__arena_init(&picture->arena, heap);
+    picture->index = index;
+    picture->members = (mgr__member *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->members);
+    picture->certificates = (mgr__certificate *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->certificates);
+    picture->wishes = (mgr__standing_wish *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->wishes);
+    if (picture->arena.failed) { mgr__picture_free(picture); return false; }
+    mgr__buf_init(&scratch, heap, MGR_BODY_BYTES_MAX);
+    for (size_t i = 0; i < count; i++) mgr__picture_take(picture, root, &kvs[i], &scratch);
+    mgr__buf_free(&scratch);
+    qsort(picture->members, picture->member_count, sizeof *picture->members, mgr__member_order);
+    qsort(picture->certificates, picture->certificate_count, sizeof *picture->certificates, mgr__certificate_order);
+    for (size_t i = 0; i < picture->wish_count; i++) {
+        mgr__member *member = mgr__picture_member(picture, picture->wishes[i].id);
+        if (!member) continue;
+        member->wish_drain = picture->wishes[i].wish.drain;
+        member->wish_evict = picture->wishes[i].wish.evict;
+    }
+    if (!picture->arena.failed) return true;
+    mgr__picture_free(picture);
+    return false;
+}
+
+/* The map that this picture asks for: owners[i] is an index into the picture's
+ * members, or MGR_RUSH_NOBODY. Draining instances have weight 0; refused pairs
+ * are left out. Every instance with the same picture computes the same. */
+static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap, const mgr__set *set, uint32_t *owners)
+{
+    mgr__arena arena;
+    mgr__arena_init(&arena, heap);
+    size_t refuse_max = 1, count = 0, refused_count = 0;
+    for (size_t i = 0; i < picture->member_count; i++) refuse_max += picture->members[i].refuse_count;
+    mgr__str *ids = (mgr__str *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *ids);
+    uint32_t *weights = (uint32_t *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *weights);
+    uint32_t *which = (uint32_t *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *which);
+    mgr_refusal *refused = (mgr_refusal *)mgr__arena_alloc(&arena, refuse_max * sizeof *refused);
+    if (arena.failed) { mgr__arena_free(&arena); return MGR_NO_MEMORY; }
+    for (size_t i = 0; i < picture->member_count; i++) {
+        const mgr__member *m = &picture->members[i];
+        if (!mgr__member_counts(m)) continue;
+        for (size_t r = 0; r < m->refuse_count; r++) {
+            mgr__str *at = set->count ? (mgr__str *)bsearch(&m->refuses[r], set->names, set->count, sizeof *set->names, mgr__name_order) : NULL;
+            if (!at) continue;
+            refused[refused_count].partition = (uint32_t)(at - set->names);
+            refused[refused_count++].member = (uint32_t)count;
+        }
+        ids[count] = m->id;
+        weights[count] = mgr__member_drains(m) ? 0 : (uint32_t)m->weight;
+        which[count++] = (uint32_t)i;
+    }
+    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, owners);
+    for (size_t i = 0; result == MGR_OK && i < set->count; i++)
+        if (owners[i] != MGR_RUSH_NOBODY) owners[i] = which[owners[i]];
+    mgr__arena_free(&arena);
+    return result;
+}
+
+/* ---- the value of owners/<partition> ---- */
+
+typedef struct mgr__holding {
+    bool     exists;
+    bool     released;          /* else held, or lost */
+    mgr__str session;           /* "": nobody holds the lock */
+    mgr__str life, instance, last_exit;
+    uint64_t since_ms;          /* wall clock, for display */
+    uint64_t delay_ms, attempts, serial;
+    uint64_t fence;             /* 0 until the value is rewritten: then modify_index is the lock's */
+    bool     ended;             /* its process was to run once, and has ended */
+    uint64_t modify_index;
+} mgr__holding;
+
+static void mgr__holding_write(const mgr__holding *owner, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "state");    mgr__jw_text(&jw, owner->released ? "released" : "held");
+    mgr__jw_key(&jw, "life");     mgr__jw_str(&jw, owner->life);
+    mgr__jw_key(&jw, "instance"); mgr__jw_str(&jw, owner->instance);
+    mgr__jw_key(&jw, "since");    mgr__jw_u64(&jw, owner->since_ms);
+    mgr__jw_key(&jw, "delay");    mgr__jw_u64(&jw, owner->delay_ms);
+    mgr__jw_key(&jw, "attempts"); mgr__jw_u64(&jw, owner->attempts);
+    mgr__jw_key(&jw, "exit");     mgr__jw_str(&jw, owner->last_exit);
+    mgr__jw_key(&jw, "ended");    mgr__jw_bool(&jw, owner->ended);
+    mgr__jw_key(&jw, "serial");   mgr__jw_u64(&jw, owner->serial);
+    mgr__jw_key(&jw, "fence");    mgr__jw_u64(&jw, owner->fence);
+    mgr__jw_object_end(&jw);
+}
+
+/* A malformed value counts as held by nobody known: lost, for the delay given. */
+static void mgr__holding_read(mgr__holding *owner, const mgr__kv *kv, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__json j;
+    mgr__str key;
+    memset(owner, 0, sizeof *owner);
+    owner->exists = true;
+    owner->modify_index = kv->modify_index;
+    owner->session = mgr__arena_str(arena, kv->session);
+    owner->life = owner->instance = owner->last_exit = mgr__str_of("");
+    mgr__json_init(&j, kv->value);
+    if (!mgr__json_object(&j)) return;
+    while (mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "state")) { mgr__buf_clear(scratch); owner->released = mgr__str_is(mgr__json_string(&j, scratch), "released"); }
+        else if (mgr__str_is(key, "life")) owner->life = mgr__json_kept(&j, scratch, arena);
+        else if (mgr__str_is(key, "instance")) owner->instance = mgr__json_kept(&j, scratch, arena);
+        else if (mgr__str_is(key, "since")) owner->since_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "delay")) owner->delay_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "attempts")) owner->attempts = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "exit")) owner->last_exit = mgr__json_kept(&j, scratch, arena);
+        else if (mgr__str_is(key, "ended")) owner->ended = mgr__json_bool(&j);
+        else if (mgr__str_is(key, "serial")) owner->serial = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "fence")) owner->fence = mgr__json_u64(&j);
+        else mgr__json_skip(&j);
+    }
+    if (!mgr__json_end(&j)) owner->released = false;
+}
+
+/* ---- requests: helpers that fill one in ---- */
+
+static void mgr__request_start(mgr__request *r, mgr__heap *heap, mgr__ask ask, mgr__lane lane)
+{
+    mgr__arena arena = r->arena;
+    arena.heap = heap;
+    mgr__arena_free(&arena);
+    memset(r, 0, sizeof *r);
+    r->arena = arena;
+    r->ask = ask;
+    r->lane = lane;
+    r->key = r->name = r->session = r->check_id = r->node = r->body = r->note = mgr__str_of("");
+}
+
+static mgr__op *mgr__request_op(mgr__request *r, mgr__verb verb, mgr__str key)
+{
+    MGR_ASSERT(r->op_count < MGR__TXN_OPS_MAX);
+    mgr__op *op = &r->ops[r->op_count++];
+    op->verb = verb;
+    op->key = key;
+    op->value = op->session = mgr__str_of("");
+    op->index = 0;
+    return op;
+}
+
+static void mgr__request_check_index(mgr__request *r, mgr__str key, uint64_t index)
+{
+    mgr__request_op(r, MGR__CHECK_INDEX, key)->index = index;
+}
+
+/* A value written by one of the writers above, moved into the request. */
+static mgr__str mgr__request_keep(mgr__request *r, mgr__buf *value)
+{
+    if (value->failed) r->arena.failed = true;
+    mgr__str kept = mgr__arena_str(&r->arena, mgr__buf_view(value));
+    mgr__buf_free(value);
+    return kept;
+}
+
+/* ---- putting a set in force: a small machine of its own ----
+ * marker by CAS (only for a first set) -> who else has a session? -> which owner
+ * keys stand? -> make the missing ones, conditioned on the marker -> the set and
+ * the marker in one transaction. Every write hangs on the marker's index: what
+ * lands late lands on nothing. */
+
+typedef enum mgr__setter_state {
+    MGR__SETTER_IDLE, MGR__SETTER_LOOK, MGR__SETTER_MARK, MGR__SETTER_OLD, MGR__SETTER_SESSIONS,
+    MGR__SETTER_OWNERS, MGR__SETTER_MAKE, MGR__SETTER_WRITE, MGR__SETTER_DONE
+} mgr__setter_state;
+
+typedef struct mgr__setter {
+    mgr__setter_state state;
+    mgr_result  result;
+    bool        taken_over;     /* done: the standing set has a higher version and stays */
+    bool        remembered;     /* this program has seen a set stand before: nothing is "released" only because nothing is there */
+    bool        first;          /* no set stands yet */
+    bool        lost;           /* new owner keys are "lost", not "released" */
+    mgr__set    wanted, old;
+    uint64_t    version;
+    uint64_t    delay_ms;       /* ours */
+    uint64_t    fence_floor;
+    mgr__str    own_session;    /* not counted among the others' */
+    mgr__marker marker;
+    bool       *stands;         /* per wanted name: an owner key is there */
+    size_t      next;           /* MAKE: how far we are */
+    size_t      batch;
+    uint32_t    conflicts;
+    int64_t     not_before;     /* another one is making a first set: look again then */
+    uint64_t    seen_making;    /* index of a half-made marker, since when */
+    int64_t     seen_since;
+    mgr__str    trouble;        /* static text */
+} mgr__setter;
+
+#define MGR__VERSION_STANDING UINT64_MAX   /* a command: whatever version stands is kept */
+enum { MGR__SETTER_BATCH = 62, MGR__SETTER_TAKEOVER_MS = 5000, MGR__SETTER_POLL_MS = 200, MGR__SETTER_CONFLICTS_MAX = 20 };
+
+static void mgr__setter_free(mgr__setter *s, mgr__heap *heap)
+{
+    mgr__set_free(&s->wanted);
+    mgr__set_free(&s->old);
+    mgr__free(heap, s->stands);
+    memset(s, 0, sizeof *s);
+}
+
+/* Takes over `wanted`. */
+static void mgr__setter_start(mgr__setter *s, mgr__heap *heap, mgr__set *wanted, uint64_t version, uint64_t delay_ms)
+{
+    bool remembered = s->remembered;
+    uint64_t fence_floor = s->fence_floor;
+    mgr__str own = s->own_session;
+    mgr__setter_free(s, heap);
+    s->remembered = remembered;
+    s->fence_floor = fence_floor;
+    s->own_session = own;
+    s->wanted = *wanted;
+    memset(wanted, 0, sizeof *wanted);
+    mgr__arena_init(&s->old.arena, heap);
+    s->version = version;
+    s->delay_ms = delay_ms;
+    s->state = MGR__SETTER_LOOK;
+}
+
+static bool mgr__setter_busy(const mgr__setter *s) { return s->state != MGR__SETTER_IDLE && s->state != MGR__SETTER_DONE; }
+
+static void mgr__setter_end(mgr__setter *s, mgr_result result, const char *trouble)
+{
+    s->state = MGR__SETTER_DONE;
+    s->result = result;
+    s->trouble = mgr__str_of(trouble);
+}
+
+static void mgr__setter_again(mgr__setter *s)
+{
+    if (++s->conflicts > MGR__SETTER_CONFLICTS_MAX) mgr__setter_end(s, MGR_CONFLICT, "the partition set keeps being changed by others");
+    else s->state = MGR__SETTER_LOOK;
+}
+
+static mgr__str mgr__setter_marker_value(const mgr__setter *s, mgr__request *r, const char *hash, uint64_t count)
+{
+    mgr__buf value;
+    mgr__marker marker = s->marker;
+    mgr__copy_text(marker.hash, sizeof marker.hash, mgr__str_of(hash));
+    marker.count = count;
+    if (hash[0]) marker.version = s->version > marker.version ? s->version : marker.version;
+    if (marker.delay_max_ms < s->delay_ms) marker.delay_max_ms = s->delay_ms;
+    if (marker.fence_base < s->fence_floor && s->first) marker.fence_base = s->fence_floor;
+    mgr__buf_init(&value, r->arena.heap, 1024);
+    mgr__marker_write(&marker, &value);
+    return mgr__request_keep(r, &value);
+}
+
+static mgr__str mgr__setter_fresh_owner(const mgr__setter *s, mgr__request *r)
+{
+    mgr__buf value;
+    mgr__holding owner;
+    memset(&owner, 0, sizeof owner);
+    owner.life = owner.instance = owner.last_exit = mgr__str_of("");
+    owner.released = !s->lost;
+    owner.delay_ms = s->marker.delay_max_ms > s->delay_ms ? s->marker.delay_max_ms : s->delay_ms;
+    mgr__buf_init(&value, r->arena.heap, 4096);
+    mgr__holding_write(&owner, &value);
+    return mgr__request_keep(r, &value);
+}
+
+/* A name that the replaced set had and whose key is gone was deleted by hand:
+ * it stays missing, and a missing key counts as lost. */
+static bool mgr__setter_makes(const mgr__setter *s, size_t i) { return !s->stands[i] && !mgr__set_has(&s->old, s->wanted.names[i]); }
+
+static void mgr__setter_fill_make(mgr__setter *s, const mgr__root *root, mgr__request *r)
+{
+    mgr__str value = mgr__setter_fresh_owner(s, r);
+    mgr__request_check_index(r, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")), s->marker.modify_index);
+    size_t i = s->next;
+    for (; i < s->wanted.count && r->op_count < MGR__SETTER_BATCH; i++)
+        if (mgr__setter_makes(s, i)) mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "owners/", s->wanted.names[i]))->value = value;
+    s->batch = i;
+}
+
+static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__request *r)
+{
+    mgr__buf text;
+    mgr__buf_init(&text, heap, 390000);      /* Consul refuses values of 394,000 bytes */
+    mgr__set_write(&s->wanted, heap, &text);
+    if (text.failed) mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
+    mgr__str hash = mgr__arena_str(&r->arena, mgr__str_of(s->wanted.hash));
+    mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, root, "sets/", hash))->value = mgr__request_keep(r, &text);
+    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")));
+    op->index = s->marker.modify_index;
+    op->value = mgr__setter_marker_value(s, r, s->wanted.hash, s->wanted.count);
+}
+
+/* The next request, in r (already started as a TXN); false: nothing to ask now. */
+static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__request *r, int64_t now)
+{
+    mgr__str none = mgr__str_of("");
+    switch (s->state) {
+    case MGR__SETTER_LOOK:
+        if (now < s->not_before) return false;
+        mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, root, "cluster/partitions", none));
+        return true;
+    case MGR__SETTER_MARK:
+        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", none))->index = s->marker.exists ? s->marker.modify_index : 0;
+        r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);
+        return true;
+    case MGR__SETTER_OLD:
+        mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(s->marker.hash))));
+        return true;
+    case MGR__SETTER_SESSIONS:
+        r->ask = MGR__ASK_SESSION_LIST;
+        return true;
+    case MGR__SETTER_OWNERS:
+        r->ask = MGR__ASK_LIST;
+        r->key = mgr__key_make(&r->arena, root, "owners/", none);
+        return true;
+    case MGR__SETTER_MAKE:
+        mgr__setter_fill_make(s, root, r);
+        return true;
+    case MGR__SETTER_WRITE:
+        mgr__setter_fill_write(s, heap, root, r);
+        return s->state == MGR__SETTER_WRITE;
+    case MGR__SETTER_IDLE: case MGR__SETTER_DONE:
+        break;
+    }
+    return false;
+}
+
+static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answer *a, int64_t now)
+{
+    mgr__buf scratch;
+    mgr__buf_init(&scratch, heap, 4096);
+    memset(&s->marker, 0, sizeof s->marker);
+    bool readable = a->kv_count == 0 || mgr__marker_read(&s->marker, &a->kvs[0], &scratch);
+    mgr__buf_free(&scratch);
+    s->first = !s->marker.exists || !s->marker.hash[0];
+    if (s->version == MGR__VERSION_STANDING) s->version = s->marker.version;
+    if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: delete that key or use another prefix"); return; }
+    if (!s->first && strcmp(s->marker.hash, s->wanted.hash) == 0 && s->version <= s->marker.version) { mgr__setter_end(s, MGR_OK, ""); return; }
+    if (!s->first && s->version < s->marker.version) { s->taken_over = true; mgr__setter_end(s, MGR_OK, ""); return; }
+    if (!s->first) { s->state = MGR__SETTER_OLD; return; }
+    if (s->marker.exists && s->seen_making != s->marker.modify_index) { s->seen_making = s->marker.modify_index; s->seen_since = now; }
+    if (s->marker.exists && now - s->seen_since < MGR__SETTER_TAKEOVER_MS) { s->not_before = now + MGR__SETTER_POLL_MS; return; }
+    s->state = MGR__SETTER_MARK;
+}
+
+static bool mgr__setter_sessions_others(const mgr__setter *s, mgr__str session_name, const mgr__answer *a)
+{
+    for (size_t i = 0; i < a->kv_count; i++)
+        if (mgr__str_eq(a->kvs[i].key, session_name) && !mgr__str_eq(a->kvs[i].session, s->own_session)) return true;
+    return false;
+}
+
+static void mgr__setter_owners_read(mgr__setter *s, mgr__heap *heap, const mgr__root *root, const mgr__answer *a)
+{
+    mgr__arena arena;
+    mgr__str rest, name;
+    mgr__arena_init(&arena, heap);
+    mgr__free(heap, s->stands);
+    s->stands = (bool *)mgr__alloc_array(heap, s->wanted.count + 1, sizeof *s->stands);
+    for (size_t i = 0; s->stands && i < a->kv_count; i++) {
+        if (!mgr__key_below(a->kvs[i].key, root, "owners/", &rest) || !mgr__key_name(&arena, rest, &name) || !s->wanted.count) continue;
+        mgr__str *at = (mgr__str *)bsearch(&name, s->wanted.names, s->wanted.count, sizeof name, mgr__name_order);
+        if (at) s->stands[at - s->wanted.names] = true;
+    }
+    mgr__arena_free(&arena);
+    s->next = 0;
+    if (!s->stands) mgr__setter_end(s, MGR_NO_MEMORY, "out of memory");
+    else s->state = MGR__SETTER_MAKE;
+}
+
+static void mgr__setter_skip_made(mgr__setter *s)
+{
+    while (s->next < s->wanted.count && !mgr__setter_makes(s, s->next)) s->next++;
+    if (s->next == s->wanted.count) s->state = MGR__SETTER_WRITE;
+}
+
+static void mgr__setter_failed(mgr__setter *s, const mgr__answer *a, int64_t now)
+{
+    switch (a->outcome) {
+    case MGR__OUTCOME_CONFLICT: mgr__setter_again(s); break;
+    case MGR__OUTCOME_DENIED:   mgr__setter_end(s, MGR_DENIED, "the token may not write the service's keys"); break;
+    case MGR__OUTCOME_REJECTED: mgr__setter_end(s, MGR_LIMIT, "Consul rejects the partition set"); break;
+    case MGR__OUTCOME_OK: case MGR__OUTCOME_NOT_FOUND: case MGR__OUTCOME_UNSENT: case MGR__OUTCOME_UNKNOWN:
+        s->state = MGR__SETTER_LOOK;
+        s->not_before = now + MGR__SETTER_POLL_MS;
+        break;
+    }
+}
+
+static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__str session_name, const mgr__answer *a, int64_t now)
+{
+    bool missing = a->outcome == MGR__OUTCOME_CONFLICT && s->state == MGR__SETTER_LOOK;     /* a get of a key that is not there */
+    if (a->outcome != MGR__OUTCOME_OK && !missing) { mgr__setter_failed(s, a, now); return; }
+    switch (s->state) {
+    case MGR__SETTER_LOOK: mgr__setter_looked(s, heap, a, now); break;
+    case MGR__SETTER_MARK:
+        if (a->kv_count) s->marker.modify_index = a->kvs[0].modify_index;
+        s->marker.exists = true;
+        s->marker.count++;
+        s->state = a->kv_count ? MGR__SETTER_SESSIONS : MGR__SETTER_LOOK;
+        break;
+    case MGR__SETTER_OLD:
+        mgr__set_free(&s->old);
+        s->old.arena.heap = heap;
+        if (!a->kv_count || !mgr__set_read(&s->old, heap, a->kvs[0].value)) mgr__setter_end(s, MGR_PROTOCOL, "the standing partition set cannot be read");
+        else { s->lost = false; s->state = MGR__SETTER_OWNERS; }
+        break;
+    case MGR__SETTER_SESSIONS:
+        s->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);
+        s->state = MGR__SETTER_OWNERS;
+        break;
+    case MGR__SETTER_OWNERS: mgr__setter_owners_read(s, heap, root, a); if (s->state == MGR__SETTER_MAKE) mgr__setter_skip_made(s); break;
+    case MGR__SETTER_MAKE: s->next = s->batch; mgr__setter_skip_made(s); break;
+    case MGR__SETTER_WRITE: mgr__setter_end(s, MGR_OK, ""); break;
+    case MGR__SETTER_IDLE: case MGR__SETTER_DONE: break;
+    }
+}
+
+/* ---- the core: types ---- */
+
+/* A partition's life in one instance. The diagram is in [manual]. */
+typedef enum mgr__part_state {
+    MGR__PART_IDLE,             /* not ours; perhaps wanted */
+    MGR__PART_ACQUIRING,        /* a lock is in flight */
+    MGR__PART_ASSUMED,          /* we hold the lock and work */
+    MGR__PART_RELEASING,        /* work is being stopped */
+    MGR__PART_UNLOCKING,        /* work is gone; the unlock is to be confirmed */
+    MGR__PART_LOST              /* the lock is gone or doubtful: work is being killed */
+} mgr__part_state;
+
+#define MGR__ABSENT UINT64_MAX    /* in doubt_index: the lock was conditioned on there being no key */
+
+typedef struct mgr__part {
+    mgr__str name;              /* terminated; owned */
+    void    *work;              /* the executor's */
+    mgr__part_state state;
+    bool     in_set, assigned, unplaceable;
+    bool     gone;              /* RELEASING, LOST: the executor says that nothing of the work is left */
+
+    uint64_t lock_index;        /* ModifyIndex of our lock; 0: none */
+    uint64_t key_index;         /* ModifyIndex of the key now, as far as we wrote it */
+    uint64_t fence;             /* fence_base + lock_index: what work sees */
+    uint64_t watermark;         /* highest fence under which an unlock was sent: no work starts at or below it */
+    uint64_t doubt_index;       /* a lock conditioned on this index was sent and never answered; 0: none */
+    uint64_t round;             /* of confirmation */
+    bool     writing;           /* its key is in flight on the work lane */
+    bool     dirty;             /* what stands in its value is out of date */
+    uint64_t serial, since_ms, attempts;
+    char     last_exit[24];
+    bool     ended;
+
+    bool     stale;             /* to be read before anything is decided */
+    bool     seen, seen_exists, seen_released;
+    uint64_t seen_index;
+    char     holder[40];        /* life in the value; while `held`, of the session that holds the lock */
+    char     holder_id[64];     /* for messages; cut short */
+    bool     held;
+    uint64_t holder_index;      /* ModifyIndex of the holder's key in the picture of that time */
+    int64_t  lost_since;        /* when we first saw (key, seen_index) without a holder */
+    uint64_t lost_index;
+    int64_t  lost_delay_ms;
+    bool     told_waiting;
+
+    bool     refused;
+    int64_t  refused_until;
+    uint32_t refusals;          /* doubles the time of the next */
+} mgr__part;
+
+typedef enum mgr__phase {
+    MGR__PHASE_WAIT,            /* before the next attempt to enter */
+    MGR__PHASE_CLEAN,           /* a former life of ours is certified, destroyed, deregistered */
+    MGR__PHASE_NODE,            /* which agent is this? */
+    MGR__PHASE_LOOK,            /* the first picture */
+    MGR__PHASE_SET,             /* the partition set: make ours stand, or wait for one */
+    MGR__PHASE_REGISTER,
+    MGR__PHASE_SESSION,
+    MGR__PHASE_JOIN,
+    MGR__PHASE_MEMBER,
+    MGR__PHASE_ENDING,          /* the life is over: work is being stopped */
+    MGR__PHASE_LEAVING,         /* as asked: release everything first */
+    MGR__PHASE_PARTING,         /* work is gone: own key, session, service */
+    MGR__PHASE_LEFT
+} mgr__phase;
+
+typedef enum mgr__task {
+    MGR__TASK_NONE, MGR__TASK_WATCH, MGR__TASK_CONFIRM, MGR__TASK_RENEW, MGR__TASK_PASS,
+    MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
+    MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
+    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_WISH,
+    MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE
+} mgr__task;
+
+typedef struct mgr__errand {    /* what is out on one lane */
+    mgr__request request;
+    bool         out;
+    int64_t      sent_at;
+    uint64_t     index_max;     /* highest index seen when it was sent: a write answers with a higher one */
+    mgr__task    task;
+    mgr__part   *parts[MGR__TXN_OPS_MAX];   /* by op; NULL: the op is not about a partition */
+} mgr__errand;
+
+typedef enum mgr__action_kind {
+    MGR__ACT_REQUEST,           /* send errands[lane].request and report with mgr__cluster_answer */
+    MGR__ACT_WORK_BEGIN,        /* part: begin work under part->fence */
+    MGR__ACT_WORK_STOP,         /* part: end it within `ms`, then by force; report with mgr__cluster_gone */
+    MGR__ACT_WORK_KILL,         /* part: end it by force, at once; report likewise */
+    MGR__ACT_LEASE,             /* extend to `at`; if it is closed, mgr__cluster_over */
+    MGR__ACT_LIFE,              /* a life began: what a keeper must know to end it */
+    MGR__ACT_FRESH_KEEPER,      /* all work of the former life is dead: a new keeper, then mgr__cluster_ready */
+    MGR__ACT_EVENT,
+    MGR__ACT_LEFT               /* out of the cluster, for `result` */
+} mgr__action_kind;
+
+typedef struct mgr__action {
+    mgr__action_kind kind;
+    mgr__lane        lane;
+    mgr__part       *part;
+    int64_t          at;
+    uint32_t         ms;
+    mgr_result       result;
+    mgr_event_kind   event;
+    char             instance[MGR_NAME_BYTES_MAX + 1];
+    char             text[MGR_NAME_BYTES_MAX * 2 + 200];
+} mgr__action;
+
+typedef struct mgr__cluster_config {
+    mgr__str service_id, instance_id, kv_prefix, service_name;   /* kept by the caller */
+    const char *const *partitions;   /* NULL: take the cluster's */
+    size_t   partition_count;
+    uint64_t partitions_version;
+    uint32_t weight, lease_ms, kill_margin_ms, stop_grace_ms, delay_ms, session_ttl_ms;
+    uint32_t rejoin_grace_ms, settle_ms, moves_max, start_timeout_ms;
+    uint64_t seed;
+} mgr__cluster_config;
+
+typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; } mgr__burial;
+typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
+
+typedef struct mgr__cluster {
+    mgr__heap  *heap;
+    mgr__cluster_config config;
+    mgr__root   root;
+    mgr__rng    rng;
+    char        session_name[MGR_NAME_BYTES_MAX * 2 + 2];
+
+    mgr__phase  phase;
+    int64_t     phase_since, not_before;
+    uint32_t    failures;           /* in a row, for the back-off */
+    bool        reachable, told_reachability;
+    bool        want_leave, want_kill;
+    mgr_result  leave_result;
+    bool        keeper_ready;
+    bool        drain;              /* our own wish */
+    int64_t     started_at;
+    bool        entered_once;
+
+    char        life[40];           /* session id of this life; "" outside one */
+    char        node[128];
+    char        service[MGR_NAME_BYTES_MAX * 6 + 40];   /* Consul service id; carries a nonce of this life */
+    const char *isolate;            /* static text: how the keeper keeps processes together */
+    bool        registered, session_unclear;
+    char        old_life[40];       /* to be certified and destroyed */
+    bool        old_certified, old_destroyed, certify;
+    bool        life_polite;
+
+    mgr__errand errands[MGR__LANE_COUNT];
+    mgr__action *actions;
+    size_t      action_count, action_cap;
+    mgr__action spare;              /* written, never read, when out of memory: callers need not check */
+    bool        failed;             /* out of memory: everything is given up */
+
+    /* the lease */
+    int64_t     lease_until;
+    uint64_t    round;
+    int64_t     round_started, next_round;
+    bool        round_open, round_checked_own, renew_due, pass_due;
+
+    /* the picture and the map */
+    mgr__picture picture;
+    bool        have_picture;
+    uint64_t    watch_index, index_max;
+    uint64_t    fence_top;          /* highest fence that can have been given out, as far as we know */
+    int64_t     distrust_until;     /* the index went down: no "released" is believed until then */
+    int64_t     watch_not_before;
+    uint32_t    watch_failures;
+    mgr__set    set;
+    bool        have_set;
+    char        set_told[17];
+    uint64_t    map_digest;
+    bool        map_stale;
+    uint64_t    fence_floor;        /* no fence at or below it is given out again */
+
+    mgr__set    configured;
+    bool        have_configured;
+    mgr__setter setter;
+    bool        setter_is_start;
+
+    /* our own key */
+    uint64_t    own_index;
+    bool        own_dirty, own_unclear;
+    bool        joining;
+    int64_t     joining_until;
+    uint64_t    releases;
+    uint64_t    wall_offset_ms;     /* wall clock minus our clock, for display only */
+
+    mgr__part **parts;              /* sorted by name */
+    size_t      part_count, part_cap;
+    int64_t     next_audit;
+
+    mgr__burial *burials;
+    size_t      burial_count, burial_cap;
+    char        bury_service[MGR_NAME_BYTES_MAX * 6 + 40], bury_node[128];
+    mgr__wanted_wish *wishes;
+    size_t      wish_count, wish_cap;
+
+    int64_t     next_sweep;
+    uint64_t    sweep_index;        /* certificates up to it were there at the last sweep */
+    bool        sweeping;
+    char        swept[32][40];
+    size_t      swept_count;
+} mgr__cluster;
+
+enum {
+    MGR__CONFIRMS_PER_LEASE = 3,
+    MGR__BACKOFF_MIN_MS = 250, MGR__BACKOFF_MAX_MS = 8000,
+    MGR__SWEEP_MS = 600000,
+    MGR__IDENTITY_WAIT_MS = 3000,
+    MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
+    MGR__LOCKS_PER_TXN = 32, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
+};
+
+/* ---- the core: actions out ---- */
+
+static mgr__action *mgr__cluster_act(mgr__cluster *c, mgr__action_kind kind)
+{
+    void *items = c->actions;
+    if (!mgr__grow(c->heap, &items, &c->action_cap, c->action_count, sizeof *c->actions)) { c->failed = true; return &c->spare; }
+    c->actions = (mgr__action *)items;
+    mgr__action *action = &c->actions[c->action_count++];
+    memset(action, 0, sizeof *action);
+    action->kind = kind;
+    return action;
+}
+
+static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...) MGR__PRINTF(5, 6);
+static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...)
+{
+    mgr__action *action = mgr__cluster_act(c, MGR__ACT_EVENT);
+    action->event = event;
+    action->part = part;
+    mgr__copy_text(action->instance, sizeof action->instance, instance);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(action->text, sizeof action->text, format, args);
+    va_end(args);
+}
+
+static mgr__str mgr__nobody(void) { return mgr__str_of(""); }
+
+/* ---- the core: small questions ---- */
+
+static mgr__str mgr__cluster_life(const mgr__cluster *c) { return mgr__str_of(c->life); }
+
+static bool mgr__part_works(const mgr__part *p) { return p->state == MGR__PART_ASSUMED || p->state == MGR__PART_RELEASING; }
+
+/* Work may be alive: nothing may be certified. */
+static bool mgr__part_busy(const mgr__part *p) { return mgr__part_works(p) || (p->state == MGR__PART_LOST && !p->gone); }
+
+static bool mgr__cluster_busy(const mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->part_count; i++) if (mgr__part_busy(c->parts[i])) return true;
+    return false;
+}
+
+/* Could another instance do what this one cannot? */
+static bool mgr__cluster_others_may(const mgr__cluster *c, const mgr__part *p)
+{
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        if (!m->alive || m->leaving || mgr__member_drains(m) || mgr__str_eq(m->id, c->config.instance_id)) continue;
+        bool refuses = false;
+        for (size_t r = 0; r < m->refuse_count; r++) refuses = refuses || mgr__str_eq(m->refuses[r], p->name);
+        if (!refuses) return true;
+    }
+    return false;
+}
+
+static bool mgr__cluster_in_life(const mgr__cluster *c) { return c->phase == MGR__PHASE_MEMBER || c->phase == MGR__PHASE_LEAVING; }
+
+static mgr__part *mgr__cluster_part(const mgr__cluster *c, mgr__str name)
+{
+    size_t lo = 0, hi = c->part_count;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        int order = mgr__str_order(c->parts[mid]->name, name);
+        if (order == 0) return c->parts[mid];
+        if (order < 0) lo = mid + 1; else hi = mid;
+    }
+    return NULL;
+}
+
+static uint32_t mgr__cluster_jitter(mgr__cluster *c, uint32_t ms) { return ms / 2 + mgr__rng_below(&c->rng, ms / 2 + 1); }
+
+static uint32_t mgr__cluster_backoff(mgr__cluster *c, uint32_t failures)
+{
+    uint32_t ms = MGR__BACKOFF_MIN_MS;
+    for (uint32_t i = 1; i < failures && ms < MGR__BACKOFF_MAX_MS; i++) ms *= 2;
+    return mgr__cluster_jitter(c, (uint32_t)mgr__min64(ms, MGR__BACKOFF_MAX_MS));
+}
+
+static void mgr__cluster_phase(mgr__cluster *c, mgr__phase phase, int64_t now)
+{
+    c->phase = phase;
+    c->phase_since = now;
+    c->not_before = now;
+}
+
+/* An attempt did not work out: wait, longer each time, then go on in `phase`. */
+static void mgr__cluster_later(mgr__cluster *c, mgr__phase phase, int64_t now)
+{
+    c->failures++;
+    c->phase = phase;
+    c->not_before = now + mgr__cluster_backoff(c, c->failures);
+}
+
+static void mgr__cluster_left(mgr__cluster *c, mgr_result result, int64_t now)
+{
+    if (c->phase == MGR__PHASE_LEFT) return;
+    mgr__cluster_phase(c, MGR__PHASE_LEFT, now);
+    mgr__cluster_tell(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at,
+                      result == MGR_OK ? "as asked" : mgr_result_text(result));
+    mgr__cluster_act(c, MGR__ACT_LEFT)->result = result;
+}
+
+/* ---- the core: partitions come and go ---- */
+
+static mgr__part *mgr__cluster_add_part(mgr__cluster *c, mgr__str name)
+{
+    void *items = c->parts;
+    mgr__part *part = (mgr__part *)mgr__alloc(c->heap, sizeof *part);
+    char *copy = mgr__dup(c->heap, name);
+    if (!part || !copy || !mgr__grow(c->heap, &items, &c->part_cap, c->part_count, sizeof *c->parts)) {
+        mgr__free(c->heap, part);
+        mgr__free(c->heap, copy);
+        c->failed = true;
+        return NULL;
+    }
+    c->parts = (mgr__part **)items;
+    part->name = mgr__str_make(copy, name.len);
+    part->stale = true;
+    c->parts[c->part_count++] = part;
+    return part;
+}
+
+static int mgr__part_order(const void *a, const void *b)
+{
+    return mgr__str_order((*(mgr__part *const *)a)->name, (*(mgr__part *const *)b)->name);
+}
+
+static void mgr__part_free(mgr__cluster *c, mgr__part *part)
+{
+    char *name;
+    memcpy(&name, &part->name.at, sizeof name);     /* we made it: not const */
+    mgr__free(c->heap, name);
+    mgr__free(c->heap, part);
+}
+
+/* A partition that the set no longer names is kept until nothing of ours is left in it. */
+static bool mgr__part_kept(const mgr__part *p) { return p->in_set || p->state != MGR__PART_IDLE || p->writing || p->work || p->doubt_index; }
+
+static void mgr__cluster_drop_parts(mgr__cluster *c)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < c->part_count; i++) {
+        if (mgr__part_kept(c->parts[i])) c->parts[kept++] = c->parts[i];
+        else mgr__part_free(c, c->parts[i]);
+    }
+    c->part_count = kept;
+}
+
+/* Takes over `set`. */
+static void mgr__cluster_take_set(mgr__cluster *c, mgr__set *set)
+{
+    mgr__set_free(&c->set);
+    c->set = *set;
+    memset(set, 0, sizeof *set);
+    c->have_set = true;
+    for (size_t i = 0; i < c->part_count; i++) c->parts[i]->in_set = mgr__set_has(&c->set, c->parts[i]->name);
+    size_t known = c->part_count;
+    for (size_t i = 0; i < c->set.count && !c->failed; i++) {
+        mgr__str name = c->set.names[i];
+        mgr__part *part = NULL;
+        size_t lo = 0, hi = known;
+        while (lo < hi && !part) {
+            size_t mid = lo + (hi - lo) / 2;
+            int order = mgr__str_order(c->parts[mid]->name, name);
+            if (order == 0) part = c->parts[mid];
+            else if (order < 0) lo = mid + 1;
+            else hi = mid;
+        }
+        if (!part) part = mgr__cluster_add_part(c, name);
+        if (part) part->in_set = true;
+    }
+    if (c->part_count) qsort(c->parts, c->part_count, sizeof *c->parts, mgr__part_order);
+    c->map_stale = true;
+    if (strcmp(c->set_told, c->set.hash) != 0) {
+        mgr__copy_text(c->set_told, sizeof c->set_told, mgr__str_of(c->set.hash));
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partition set has %lu partitions", (unsigned long)c->set.count);
+    }
+}
+
+/* ---- the core: the end of work ---- */
+
+static void mgr__part_begin(mgr__cluster *c, mgr__part *p)
+{
+    p->state = MGR__PART_ASSUMED;
+    p->gone = false;
+    p->attempts = 0;
+    p->ended = false;
+    p->last_exit[0] = 0;
+    p->told_waiting = false;
+    mgr__cluster_act(c, MGR__ACT_WORK_BEGIN)->part = p;
+    mgr__cluster_tell(c, MGR_EVENT_ASSUMED, p, mgr__nobody(), "assumed partition %s with fence %llu", p->name.at, (unsigned long long)p->fence);
+}
+
+/* Planned: stop politely, keep the lock until all is gone (invariant 4). */
+static void mgr__part_release(mgr__cluster *c, mgr__part *p, const char *why)
+{
+    MGR_ASSERT(p->state == MGR__PART_ASSUMED);
+    p->state = MGR__PART_RELEASING;
+    p->gone = false;
+    mgr__action *action = mgr__cluster_act(c, MGR__ACT_WORK_STOP);
+    action->part = p;
+    action->ms = c->config.stop_grace_ms;
+    mgr__cluster_tell(c, MGR_EVENT_RELEASING, p, mgr__nobody(), "releasing partition %s: %s", p->name.at, why);
+}
+
+/* The lock is gone or doubtful. within_ms 0: kill at once. */
+static void mgr__part_lose(mgr__cluster *c, mgr__part *p, uint32_t within_ms, mgr_result result, const char *why)
+{
+    bool worked = mgr__part_works(p);
+    if (p->fence > p->watermark) p->watermark = p->fence;
+    p->lock_index = 0;
+    p->stale = true;
+    p->dirty = false;
+    if (!worked) { if (p->state != MGR__PART_LOST) p->state = MGR__PART_IDLE; return; }
+    p->state = MGR__PART_LOST;
+    mgr__action *action = mgr__cluster_act(c, within_ms ? MGR__ACT_WORK_STOP : MGR__ACT_WORK_KILL);
+    action->part = p;
+    action->ms = within_ms;
+    action->result = result;
+    mgr__cluster_tell(c, MGR_EVENT_PARTITION_LOST, p, mgr__nobody(), "lost partition %s: %s", p->name.at, why);
+}
+
+/* This life is over: everything stops, is seen dead, certified; then a new life.
+ * polite_ms: until the lease ends, when nothing worse is known; 0: kill now. */
+static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event_kind event, const char *why, int64_t now)
+{
+    if (!c->life[0] || c->phase == MGR__PHASE_ENDING) return;
+    if (c->phase == MGR__PHASE_PARTING && c->want_leave) return;    /* nothing is left to stop: parting goes on */
+    mgr__cluster_tell(c, event, NULL, mgr__nobody(), "%s", why);
+    for (size_t i = 0; i < c->part_count; i++) mgr__part_lose(c, c->parts[i], polite_ms, MGR_LOST, why);
+    mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->life));
+    c->life[0] = 0;
+    c->old_certified = c->old_destroyed = false;
+    c->certify = true;
+    c->lease_until = 0;
+    c->own_index = 0;
+    c->round_open = false;
+    c->life_polite = polite_ms > 0;
+    mgr__cluster_phase(c, MGR__PHASE_ENDING, now);
+}
+
+/* ---- the core: the map ---- */
+
+static uint64_t mgr__cluster_map_digest(const mgr__cluster *c)
+{
+    uint64_t h = mgr__hash(mgr__str_of(c->set.hash));
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        if (!mgr__member_counts(m)) continue;
+        h = mgr__mix64(h ^ mgr__hash(m->id));
+        h = mgr__mix64(h ^ (mgr__member_drains(m) ? 0 : m->weight));
+        for (size_t r = 0; r < m->refuse_count; r++) h = mgr__mix64(h ^ mgr__hash(m->refuses[r]));
+    }
+    return h ? h : 1;
+}
+
+static void mgr__cluster_assign(mgr__cluster *c, mgr__part *p, uint32_t owner, size_t self, size_t *mine, size_t *nobodys)
+{
+    bool was = p->assigned;
+    p->assigned = owner == self;
+    if (p->assigned && !was) { p->stale = true; p->told_waiting = false; }
+    if (owner == MGR_RUSH_NOBODY && !p->unplaceable)
+        mgr__cluster_tell(c, MGR_EVENT_UNPLACEABLE, p, mgr__nobody(), "partition %s is unplaceable: every instance drains or refuses it", p->name.at);
+    p->unplaceable = owner == MGR_RUSH_NOBODY;
+    *mine += p->assigned;
+    *nobodys += p->unplaceable;
+}
+
+static void mgr__cluster_map(mgr__cluster *c)
+{
+    if (!c->map_stale || !c->have_picture || !c->have_set) return;
+    c->map_stale = false;
+    uint64_t digest = mgr__cluster_map_digest(c);
+    if (digest == c->map_digest) return;
+    uint32_t *owners = (uint32_t *)mgr__alloc_array(c->heap, c->set.count + 1, sizeof *owners);
+    mgr_result result = owners ? mgr__picture_map(&c->picture, c->heap, &c->set, owners) : MGR_NO_MEMORY;
+    if (result == MGR_OK) {
+        mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+        size_t self = own ? (size_t)(own - c->picture.members) : SIZE_MAX, mine = 0, nobodys = 0, at = 0, members = 0;
+        for (size_t i = 0; i < c->picture.member_count; i++) members += mgr__member_counts(&c->picture.members[i]);
+        for (size_t i = 0; i < c->part_count; i++) {
+            if (!c->parts[i]->in_set) { c->parts[i]->assigned = false; continue; }
+            MGR_ASSERT(at < c->set.count && mgr__str_eq(c->set.names[at], c->parts[i]->name));
+            mgr__cluster_assign(c, c->parts[i], members ? owners[at] : (uint32_t)MGR_MEMBER_COUNT_MAX, self, &mine, &nobodys);
+            at++;
+        }
+        c->map_digest = digest;
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "the map of %lu partitions on %lu instances gives us %lu",
+                          (unsigned long)c->set.count, (unsigned long)members, (unsigned long)mine);
+    } else if (result == MGR_NO_MEMORY) c->failed = true;
+    else mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "no map can be made: %s", mgr_result_text(result));
+    mgr__free(c->heap, owners);
+}
+
+/* What the new map asks of the partitions that we hold. */
+static void mgr__cluster_follow_map(mgr__cluster *c)
+{
+    uint32_t moving = 0;
+    if (!mgr__cluster_in_life(c)) return;
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        moving += p->in_set && (p->state == MGR__PART_RELEASING || p->state == MGR__PART_UNLOCKING);
+    }
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if (p->state != MGR__PART_ASSUMED) continue;
+        if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
+        else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
+        else if (!p->assigned && (!c->config.moves_max || moving < c->config.moves_max)) {
+            mgr__part_release(c, p, p->refused ? "refused by this instance" : "the map gives it to another instance");
+            moving++;
+        }
+    }
+}
+
+/* ---- the core: pictures ---- */
+
+static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fresh)
+{
+    for (size_t i = 0; i < fresh->member_count; i++) {
+        const mgr__member *m = &fresh->members[i], *old = mgr__picture_member(&c->picture, m->id);
+        if (mgr__str_eq(m->id, c->config.instance_id)) continue;
+        if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
+        if (!m->alive && (!old || old->alive))
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is dead: its session is gone", m->id.at);
+    }
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        if (!mgr__picture_member(fresh, m->id) && !mgr__str_eq(m->id, c->config.instance_id))
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, m->id, "instance %s is no longer a member", m->id.at);
+    }
+}
+
+/* A wanted partition is read again when its holder's key has changed or gone:
+ * the release count stands there, in the same transaction as the unlock. */
+static void mgr__cluster_wake_parts(mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if (p->state != MGR__PART_IDLE || !p->assigned || p->stale || !p->held) continue;
+        const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
+        if (!holder || holder->modify_index != p->holder_index) p->stale = true;
+    }
+}
+
+static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < c->burial_count; i++) {
+        mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
+        if (m && !m->alive && m->modify_index == c->burials[i].modify_index) c->burials[kept++] = c->burials[i];
+    }
+    c->burial_count = kept;
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        bool known = m->alive || mgr__str_eq(m->id, c->config.instance_id);
+        for (size_t b = 0; b < c->burial_count && !known; b++) known = mgr__str_is(m->id, c->burials[b].id);
+        if (known) continue;
+        void *items = c->burials;
+        if (!mgr__grow(c->heap, &items, &c->burial_cap, c->burial_count, sizeof *c->burials)) { c->failed = true; return; }
+        c->burials = (mgr__burial *)items;
+        mgr__burial *b = &c->burials[c->burial_count++];
+        memset(b, 0, sizeof *b);
+        mgr__copy_text(b->id, sizeof b->id, m->id);
+        b->modify_index = m->modify_index;
+        b->since = now + (int64_t)m->grace_ms + mgr__rng_below(&c->rng, 150);   /* one of us will be first */
+    }
+}
+
+/* The picture shows our own key: as we left it, or not. */
+static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    if (!mgr__cluster_in_life(c) || c->picture.index < c->own_index) return;
+    if (!c->picture.marker.exists) return;      /* a right is missing, or the store was wiped: the next confirmation decides */
+    if (!own) { mgr__cluster_end_life(c, c->config.stop_grace_ms, MGR_EVENT_SESSION_LOST, "our own key was removed", now); return; }
+    if (!mgr__str_eq(own->session, mgr__cluster_life(c))) {
+        mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "our session is gone", now);
+        return;
+    }
+    if (own->wish_evict.len && mgr__str_eq(own->wish_evict, own->life) && !c->want_leave) {
+        mgr__cluster_tell(c, MGR_EVENT_EVICTED, NULL, mgr__nobody(), "an operator makes this instance leave");
+        c->want_leave = true;
+        c->leave_result = MGR_EVICTED;
+    }
+}
+
+/* A key that stands has a lower index than before: a snapshot was restored, or
+ * the store was wiped and set up anew. (A lower index of an answer alone says
+ * nothing: tombstones are collected.) */
+static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
+{
+    c->fence_floor = c->fence_top;
+    c->distrust_until = now + mgr__max64((int64_t)c->picture.marker.delay_max_ms, (int64_t)c->config.delay_ms);
+    c->index_max = 0;
+    c->next_round = now;
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(),
+                      "Consul's index went down (a snapshot was restored, or the store was wiped): no release is believed for the delay");
+}
+
+static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    mgr__picture fresh;
+    if (!mgr__picture_read(&fresh, c->heap, &c->root, a->index, a->kvs, a->kv_count)) { c->failed = true; return; }
+    if (fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index) mgr__cluster_index_down(c, now);
+    if (a->index > c->index_max) c->index_max = a->index;
+    mgr__cluster_compare_members(c, &fresh);
+    if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
+    mgr__picture_free(&c->picture);
+    c->picture = fresh;
+    c->have_picture = true;
+    if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
+    if (fresh.marker.exists && fresh.marker.hash[0]) c->setter.remembered = true;
+    if (c->have_set && strcmp(c->set.hash, fresh.marker.hash) == 0) c->map_stale = true;
+    mgr__cluster_find_self(c, now);
+    mgr__cluster_wake_parts(c);
+    mgr__cluster_note_burials(c, now);
+}
+
+static bool mgr__cluster_set_is_old(const mgr__cluster *c)
+{
+    return c->have_picture && c->picture.marker.exists && c->picture.marker.hash[0] &&
+           (!c->have_set || strcmp(c->set.hash, c->picture.marker.hash) != 0);
+}
+
+/* ---- the core: may this partition be taken? (invariant 1) ---- */
+
+static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, int64_t now)
+{
+    if (!p->seen || p->held) return MGR__NEVER;
+    bool believed = now >= c->distrust_until;
+    if (p->seen_exists && p->seen_released && believed) return now;
+    if (p->seen_exists && p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;
+    return p->lost_since + p->lost_delay_ms;
+}
+
+static bool mgr__part_wanted(const mgr__cluster *c, const mgr__part *p)
+{
+    return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work;
+}
+
+/* What a linearizable read says of a key. */
+static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, int64_t now)
+{
+    mgr__holding owner;
+    mgr__arena arena;
+    mgr__buf scratch;
+    mgr__arena_init(&arena, c->heap);
+    mgr__buf_init(&scratch, c->heap, MGR_BODY_BYTES_MAX);
+    memset(&owner, 0, sizeof owner);
+    if (kv) mgr__holding_read(&owner, kv, &scratch, &arena);
+    else owner.session = owner.life = owner.instance = mgr__nobody();
+    p->stale = false;
+    p->held = owner.session.len > 0;
+    p->seen_exists = owner.exists;
+    p->seen_released = owner.released;
+    mgr__copy_text(p->holder, sizeof p->holder, p->held ? owner.session : owner.life);
+    mgr__copy_text(p->holder_id, sizeof p->holder_id, owner.instance);
+    const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
+    p->holder_index = holder ? holder->modify_index : 0;
+    if (!p->held && (!p->seen || p->lost_index != owner.modify_index || !p->lost_since)) {
+        p->lost_index = owner.modify_index;
+        p->lost_since = now;
+        p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists ? (int64_t)owner.delay_ms : (int64_t)c->picture.marker.delay_max_ms);
+    }
+    if (p->held) p->lost_since = 0;
+    if (p->doubt_index && p->doubt_index != (owner.exists ? owner.modify_index : MGR__ABSENT)) p->doubt_index = 0;
+    p->seen = true;
+    p->seen_index = owner.modify_index;
+    if (owner.serial > p->serial) p->serial = owner.serial;
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+    if (c->failed || p->told_waiting || !mgr__part_wanted(c, p)) return;
+    if (p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
+        p->told_waiting = true;
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s", p->name.at, p->holder_id);
+    } else if (!p->held && mgr__part_takeable_at(c, p, now) > now) {
+        p->told_waiting = true;
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
+                          p->name.at, p->holder_id[0] ? p->holder_id : "nobody known", (long long)(mgr__part_takeable_at(c, p, now) - now));
+    }
+}
+
+/* ---- the core: requests ---- */
+
+static mgr__errand *mgr__cluster_errand(mgr__cluster *c, mgr__lane lane, mgr__task task, mgr__ask ask)
+{
+    mgr__errand *e = &c->errands[lane];
+    MGR_ASSERT(!e->out);
+    mgr__request_start(&e->request, c->heap, ask, lane);
+    memset(e->parts, 0, sizeof e->parts);
+    e->task = task;
+    return e;
+}
+
+static void mgr__cluster_send(mgr__cluster *c, mgr__errand *e, int64_t now)
+{
+    if (e->request.arena.failed) c->failed = true;
+    e->out = true;
+    e->sent_at = now;
+    e->index_max = c->index_max;
+    mgr__cluster_act(c, MGR__ACT_REQUEST)->lane = e->request.lane;
+}
+
+static mgr__str mgr__cluster_own_key(mgr__cluster *c, mgr__request *r) { return mgr__key_make(&r->arena, &c->root, "cluster/instances/", c->config.instance_id); }
+
+static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
+{
+    mgr__member m;
+    mgr__buf value;
+    memset(&m, 0, sizeof m);
+    m.life = mgr__cluster_life(c);
+    m.node = mgr__str_of(c->node);
+    m.service = mgr__str_of(c->service);
+    m.weight = c->config.weight;
+    m.lease_ms = c->config.lease_ms;
+    m.delay_ms = c->config.delay_ms;
+    m.grace_ms = c->config.rejoin_grace_ms;
+    m.joining = c->joining;
+    m.leaving = c->phase == MGR__PHASE_LEAVING || c->phase == MGR__PHASE_PARTING;
+    m.draining = c->drain;
+    m.releases = c->releases;
+    m.isolate = mgr__str_of(c->isolate);
+    m.refuses = (mgr__str *)mgr__arena_alloc(&r->arena, (c->part_count + 1) * sizeof *m.refuses);
+    for (size_t i = 0; m.refuses && i < c->part_count; i++) if (c->parts[i]->refused) m.refuses[m.refuse_count++] = c->parts[i]->name;
+    mgr__buf_init(&value, c->heap, 380000);
+    mgr__member_write(&m, &value);
+    return mgr__request_keep(r, &value);
+}
+
+/* [check-index own, lock own]: what stands in our own key, under our session. */
+static void mgr__cluster_add_own(mgr__cluster *c, mgr__request *r)
+{
+    mgr__str key = mgr__cluster_own_key(c, r);
+    mgr__request_check_index(r, key, c->own_index);
+    mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
+    op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+    op->value = mgr__cluster_own_value(c, r);
+    c->own_dirty = false;
+}
+
+static mgr__str mgr__cluster_owner_value(mgr__cluster *c, mgr__request *r, mgr__part *p, bool released)
+{
+    mgr__holding owner;
+    mgr__buf value;
+    memset(&owner, 0, sizeof owner);
+    owner.released = released;
+    owner.life = mgr__cluster_life(c);
+    owner.instance = c->config.instance_id;
+    owner.since_ms = p->since_ms;
+    owner.delay_ms = c->config.delay_ms;
+    owner.attempts = p->attempts;
+    owner.last_exit = mgr__str_of(p->last_exit);
+    owner.ended = p->ended;
+    owner.fence = p->state == MGR__PART_ASSUMED ? p->fence : 0;
+    owner.serial = ++p->serial;     /* a value that differs: or Consul would keep the old ModifyIndex */
+    mgr__buf_init(&value, c->heap, 8192);
+    mgr__holding_write(&owner, &value);
+    return mgr__request_keep(r, &value);
+}
+
+/* [check p at its index, verb p]: how every write of an owner key looks. */
+static void mgr__cluster_add_owner(mgr__cluster *c, mgr__errand *e, mgr__part *p, mgr__verb verb, uint64_t index)
+{
+    mgr__request *r = &e->request;
+    mgr__str key = mgr__key_make(&r->arena, &c->root, "owners/", p->name);
+    e->parts[r->op_count] = p;
+    if (index) mgr__request_check_index(r, key, index);
+    else mgr__request_op(r, MGR__CHECK_ABSENT, key);
+    e->parts[r->op_count] = p;
+    mgr__op *op = mgr__request_op(r, verb, key);
+    op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+    op->value = mgr__cluster_owner_value(c, r, p, verb == MGR__UNLOCK);
+    p->writing = true;
+}
+
+/* A transaction answers with an entry for each op, checks included: what was
+ * written to a key is the last entry of that key. */
+static const mgr__kv *mgr__answer_last(const mgr__answer *a, mgr__str key)
+{
+    for (size_t i = a->kv_count; i > 0; i--) if (mgr__str_eq(a->kvs[i - 1].key, key)) return &a->kvs[i - 1];
+    return NULL;
+}
+
+static void mgr__cluster_watch(mgr__cluster *c, int64_t now)
+{
+    if (c->errands[MGR__LANE_WATCH].out || now < c->watch_not_before) return;
+    if (c->phase < MGR__PHASE_SET || c->phase >= MGR__PHASE_ENDING) if (c->phase != MGR__PHASE_LEAVING) return;
+    mgr__errand *e = mgr__cluster_errand(c, MGR__LANE_WATCH, MGR__TASK_WATCH, MGR__ASK_WATCH);
+    e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
+    e->request.index = c->watch_index;
+    e->request.wait_ms = c->config.lease_ms;    /* a held query that got lost is noticed within a lease */
+    mgr__cluster_send(c, e, now);
+}
+
+/* The lease lane: confirm (linearizable, it carries the lease), renew, pass. */
+static void mgr__cluster_confirm(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_errand(c, MGR__LANE_LEASE, MGR__TASK_CONFIRM, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    if (!c->round_open) {
+        c->round_open = true;
+        c->round_checked_own = false;
+        c->round++;
+        c->round_started = now;     /* the lease counts from here: the answer may be delayed longer than any TTL */
+    }
+    mgr__op *own = mgr__request_op(r, MGR__CHECK_SESSION, mgr__cluster_own_key(c, r));
+    own->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+    for (size_t i = 0; i < c->part_count && r->op_count < MGR__TXN_OPS_MAX; i++) {
+        mgr__part *p = c->parts[i];
+        if (!mgr__part_works(p) || p->round == c->round || p->writing) continue;
+        e->parts[r->op_count] = p;
+        mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "owners/", p->name), p->key_index);
+    }
+    mgr__cluster_send(c, e, now);
+}
+
+static void mgr__cluster_lease_lane(mgr__cluster *c, int64_t now)
+{
+    if (c->errands[MGR__LANE_LEASE].out || !mgr__cluster_in_life(c)) return;
+    if (now >= c->next_round) { mgr__cluster_confirm(c, now); return; }
+    mgr__errand *e;
+    if (c->renew_due) {
+        e = mgr__cluster_errand(c, MGR__LANE_LEASE, MGR__TASK_RENEW, MGR__ASK_SESSION_RENEW);
+        e->request.session = mgr__arena_str(&e->request.arena, mgr__cluster_life(c));
+    } else if (c->pass_due) {
+        e = mgr__cluster_errand(c, MGR__LANE_LEASE, MGR__TASK_PASS, MGR__ASK_CHECK_UPDATE);
+        e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->service));
+        e->request.note = mgr__str_of("member");
+    } else return;
+    mgr__cluster_send(c, e, now);
+}
+
+/* Rounds come often enough for the lease and for the session's TTL. */
+static int64_t mgr__cluster_round_ms(const mgr__cluster *c)
+{
+    return mgr__min64(c->config.lease_ms, c->config.session_ttl_ms) / MGR__CONFIRMS_PER_LEASE;
+}
+
+static void mgr__cluster_round_done(mgr__cluster *c)
+{
+    c->round_open = false;
+    c->next_round = c->round_started + mgr__cluster_round_ms(c);
+    c->renew_due = c->pass_due = true;
+    c->lease_until = c->round_started + c->config.lease_ms;
+    mgr__cluster_act(c, MGR__ACT_LEASE)->at = c->lease_until;
+}
+
+static bool mgr__cluster_round_complete(const mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->part_count; i++)
+        if (mgr__part_works(c->parts[i]) && c->parts[i]->round != c->round) return false;
+    return true;
+}
+
+/* A condition of the confirmation does not hold: our own key (the life is over)
+ * or single partitions (somebody changed them by hand), unless a write of ours
+ * has moved the index meanwhile. */
+static void mgr__cluster_confirm_conflict(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    for (size_t i = 0; i < a->failed_count; i++) {
+        uint32_t op = a->failed[i];
+        mgr__part *p = op < e->request.op_count ? e->parts[op] : NULL;
+        if (op == 0) { mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul says that our session no longer holds our own key", now); return; }
+        if (p && mgr__part_works(p) && !p->writing && p->key_index == e->request.ops[op].index)
+            mgr__part_lose(c, p, 0, MGR_LOST, "its lock was taken away or its key was changed by hand");
+    }
+    c->round_open = false;      /* a new round at once, from a new start */
+    c->next_round = a->failed_count ? now : now + MGR__BACKOFF_MIN_MS;
+}
+
+static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    if (!mgr__cluster_in_life(c) || !c->round_open) return;
+    if (a->outcome == MGR__OUTCOME_CONFLICT) { mgr__cluster_confirm_conflict(c, e, a, now); return; }
+    if (a->outcome != MGR__OUTCOME_OK) {
+        c->round_open = false;
+        c->next_round = now + mgr__cluster_jitter(c, mgr__min64(1000, c->config.lease_ms / 10) > 50 ? (uint32_t)mgr__min64(1000, c->config.lease_ms / 10) : 50);
+        return;
+    }
+    for (size_t i = 1; i < e->request.op_count; i++) {
+        mgr__part *p = e->parts[i];
+        if (p && p->key_index == e->request.ops[i].index) p->round = c->round;
+    }
+    if (mgr__cluster_round_complete(c)) mgr__cluster_round_done(c);
+    else if (e->request.op_count == 1) { c->round_open = false; c->next_round = now + 20; }   /* all that is left is being written: see soon */
+}
+
+/* ---- the core: the work lane, one request at a time ---- */
+
+static mgr__errand *mgr__cluster_work(mgr__cluster *c, mgr__task task, mgr__ask ask) { return mgr__cluster_errand(c, MGR__LANE_WORK, task, ask); }
+
+/* Before a life: a former one of ours is proven dead, so say so, and free what it held. */
+static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e;
+    if (c->certify && !c->old_certified && c->old_life[0]) {
+        e = mgr__cluster_work(c, MGR__TASK_CERTIFY, MGR__ASK_TXN);
+        mgr__request_op(&e->request, MGR__SET, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", mgr__str_of(c->old_life)))->value =
+            mgr__str_of("{\"proof\":\"all work was seen dead\"}");
+    } else if (!c->old_destroyed && c->old_life[0]) {
+        e = mgr__cluster_work(c, MGR__TASK_DESTROY, MGR__ASK_SESSION_DESTROY);
+        e->request.session = mgr__arena_str(&e->request.arena, mgr__str_of(c->old_life));
+    } else if (c->registered) {
+        e = mgr__cluster_work(c, MGR__TASK_DEREGISTER, MGR__ASK_SERVICE_DEREGISTER);
+        e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->service));
+    } else {
+        c->old_life[0] = 0;
+        c->session_unclear = false;
+        if (c->want_leave) mgr__cluster_left(c, c->leave_result, now);
+        else mgr__cluster_phase(c, MGR__PHASE_NODE, now);
+        return false;
+    }
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
+{
+    if (c->setter.taken_over)
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the standing partition set has version %llu, ours %llu: it stays",
+                          (unsigned long long)c->setter.marker.version, (unsigned long long)c->config.partitions_version);
+    if (c->setter.result == MGR_OK) {
+        if (c->phase != MGR__PHASE_SET) return;
+        mgr__cluster_phase(c, MGR__PHASE_LOOK, now);    /* look again: the set stands now */
+        return;
+    }
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set cannot be put in force: %.*s", (int)c->setter.trouble.len, c->setter.trouble.at);
+    if (c->phase == MGR__PHASE_SET) mgr__cluster_left(c, c->setter.result, now);
+}
+
+static bool mgr__cluster_ask_set(mgr__cluster *c, int64_t now)
+{
+    if (mgr__setter_busy(&c->setter)) {
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SETTER, MGR__ASK_TXN);
+        if (!mgr__setter_next(&c->setter, c->heap, &c->root, &e->request, now)) {
+            if (!mgr__setter_busy(&c->setter)) mgr__cluster_set_done(c, now);
+            return false;
+        }
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    if (!mgr__cluster_set_is_old(c)) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_READ_SET, MGR__ASK_TXN);
+    mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "sets/", mgr__arena_str(&e->request.arena, mgr__str_of(c->picture.marker.hash))));
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_JOIN, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    mgr__str key = mgr__cluster_own_key(c, r);
+    const mgr__member *old = mgr__picture_member(&c->picture, c->config.instance_id);
+    /* Back within the grace: it takes part at once, with what it had. */
+    c->joining = c->config.settle_ms > 0 && !(old && old->grace_ms && !old->joining);
+    if (old) mgr__request_check_index(r, key, old->modify_index);
+    else mgr__request_op(r, MGR__CHECK_ABSENT, key);
+    mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
+    op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+    op->value = mgr__cluster_own_value(c, r);
+    mgr__cluster_send(c, e, now);
+}
+
+static void mgr__cluster_new_service_id(mgr__cluster *c)
+{
+    mgr__buf id;
+    mgr__buf_init(&id, c->heap, sizeof c->service - 20);
+    mgr__key_escape(&id, c->config.service_id);
+    mgr__buf_char(&id, ':');
+    mgr__key_escape(&id, c->config.instance_id);
+    snprintf(c->service, sizeof c->service, "%s:%08x", mgr__buf_cstr(&id), (unsigned)(mgr__rng_next(&c->rng) >> 32));
+    mgr__buf_free(&id);
+}
+
+static void mgr__cluster_ask_session(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SESSION, MGR__ASK_SESSION_CREATE);
+    e->request.name = mgr__str_of(c->session_name);
+    e->request.session_ttl_ms = c->config.session_ttl_ms;
+    e->request.check_id = mgr__arena_str(&e->request.arena, mgr__str_of(c->service));
+    c->session_unclear = true;
+    mgr__cluster_send(c, e, now);
+}
+
+/* Entering: one step after the other, until the own key stands. */
+static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e;
+    switch (c->phase) {
+    case MGR__PHASE_CLEAN: mgr__cluster_ask_clean(c, now); break;
+    case MGR__PHASE_NODE:
+        e = mgr__cluster_work(c, MGR__TASK_NODE, MGR__ASK_AGENT_SELF);
+        mgr__cluster_send(c, e, now);
+        break;
+    case MGR__PHASE_LOOK:
+        e = mgr__cluster_work(c, MGR__TASK_LOOK, MGR__ASK_LIST);
+        e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
+        mgr__cluster_send(c, e, now);
+        break;
+    case MGR__PHASE_SET: mgr__cluster_ask_set(c, now); break;
+    case MGR__PHASE_REGISTER:
+        if (!c->registered) mgr__cluster_new_service_id(c);
+        e = mgr__cluster_work(c, MGR__TASK_REGISTER, MGR__ASK_SERVICE_REGISTER);
+        e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->service));
+        c->registered = true;   /* even if the answer gets lost: to be cleaned up */
+        mgr__cluster_send(c, e, now);
+        break;
+    case MGR__PHASE_SESSION: mgr__cluster_ask_session(c, now); break;
+    case MGR__PHASE_JOIN: mgr__cluster_ask_join(c, now); break;
+    case MGR__PHASE_WAIT: case MGR__PHASE_MEMBER: case MGR__PHASE_ENDING: case MGR__PHASE_LEAVING: case MGR__PHASE_PARTING: case MGR__PHASE_LEFT:
+        break;
+    }
+}
+
+static bool mgr__cluster_ask_own(mgr__cluster *c, int64_t now)
+{
+    if (c->own_unclear) {
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_OWN_READ, MGR__ASK_TXN);
+        mgr__request_op(&e->request, MGR__GET, mgr__cluster_own_key(c, &e->request));
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    if (!c->own_dirty) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_OWN_WRITE, MGR__ASK_TXN);
+    mgr__cluster_add_own(c, &e->request);
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+/* Work is gone: give the locks back, and count it in our own key, in one
+ * transaction: the count is what wakes those who wait. */
+static bool mgr__cluster_ask_unlock(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = NULL;
+    for (size_t i = 0, n = 0; i < c->part_count && n < MGR__UNLOCKS_PER_TXN; i++) {
+        mgr__part *p = c->parts[i];
+        if (p->state != MGR__PART_UNLOCKING || p->stale) continue;
+        if (!e) e = mgr__cluster_work(c, MGR__TASK_UNLOCK, MGR__ASK_TXN);
+        mgr__cluster_add_owner(c, e, p, MGR__UNLOCK, p->key_index);
+        if (p->fence > p->watermark) p->watermark = p->fence;   /* no work starts under this fence any more */
+        c->releases++;
+        n++;
+    }
+    if (!e) return false;
+    mgr__cluster_add_own(c, &e->request);
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = NULL;
+    for (size_t i = 0, n = 0; i < c->part_count && n < MGR__LOCKS_PER_TXN; i++) {
+        mgr__part *p = c->parts[i];
+        bool ours = p->held && mgr__str_is(mgr__cluster_life(c), p->holder);    /* a lock whose answer was lost: take it anew, with a new fence */
+        if (!mgr__part_wanted(c, p) || p->stale || (!ours && mgr__part_takeable_at(c, p, now) > now)) continue;
+        if (!e) e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
+        p->since_ms = (uint64_t)now + c->wall_offset_ms;
+        p->attempts = 0;
+        p->ended = false;
+        p->last_exit[0] = 0;
+        mgr__cluster_add_owner(c, e, p, MGR__LOCK, p->seen_exists ? p->seen_index : 0);
+        p->doubt_index = p->seen_exists ? p->seen_index : MGR__ABSENT;
+        p->state = MGR__PART_ACQUIRING;
+        n++;
+    }
+    if (!e) return false;
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+static bool mgr__part_reads(const mgr__cluster *c, const mgr__part *p)
+{
+    return p->stale && !p->writing && (mgr__part_wanted(c, p) || mgr__part_works(p) || p->doubt_index || p->state == MGR__PART_UNLOCKING || p->state == MGR__PART_ACQUIRING);
+}
+
+static bool mgr__cluster_ask_read(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = NULL;
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if (!mgr__part_reads(c, p)) continue;
+        if (!e) e = mgr__cluster_work(c, MGR__TASK_READ, MGR__ASK_TXN);
+        e->parts[e->request.op_count] = p;
+        mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "owners/", p->name));
+        if (e->request.op_count == MGR__READS_PER_TXN) break;
+    }
+    if (!e) return false;
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+/* What stands in the values of partitions that we hold has changed: attempts, last exit. */
+static bool mgr__cluster_ask_rewrite(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = NULL;
+    for (size_t i = 0, n = 0; i < c->part_count && n < MGR__LOCKS_PER_TXN; i++) {
+        mgr__part *p = c->parts[i];
+        if (!p->dirty || p->state != MGR__PART_ASSUMED || p->stale) continue;
+        if (!e) e = mgr__cluster_work(c, MGR__TASK_REWRITE, MGR__ASK_TXN);
+        mgr__cluster_add_owner(c, e, p, MGR__LOCK, p->key_index);
+        p->dirty = false;
+        n++;
+    }
+    if (!e) return false;
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+static bool mgr__cluster_ask_wish(mgr__cluster *c, int64_t now)
+{
+    while (c->wish_count) {
+        mgr__wanted_wish *wanted = &c->wishes[0];
+        const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(wanted->id));
+        const mgr__standing_wish *standing = mgr__picture_wish(&c->picture, mgr__str_of(wanted->id));
+        if (!m) { c->wishes[0] = c->wishes[--c->wish_count]; continue; }
+        mgr__wish wish;
+        wish.drain = wanted->evict ? m->wish_drain : wanted->drain;
+        wish.evict = wanted->evict ? m->life : m->wish_evict;
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_WISH, MGR__ASK_TXN);
+        mgr__buf value;
+        mgr__buf_init(&value, c->heap, 4096);
+        mgr__wish_write(&wish, &value);
+        mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/wishes/", m->id));
+        op->index = standing ? standing->modify_index : 0;
+        op->value = mgr__request_keep(&e->request, &value);
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    return false;
+}
+
+/* Remote failure: a dead instance is deregistered by another. */
+static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
+{
+    if (c->bury_service[0]) {
+        bool ours = strcmp(c->bury_node, c->node) == 0;     /* a live agent would register it again */
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY_SERVICE, ours ? MGR__ASK_SERVICE_DEREGISTER : MGR__ASK_CATALOG_DEREGISTER);
+        e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_service));
+        e->request.node = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_node));
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    for (size_t i = 0; i < c->burial_count; i++) {
+        const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
+        if (now < c->burials[i].since || !m || m->alive) continue;
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY, MGR__ASK_TXN);
+        mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/instances/", m->id))->index = m->modify_index;
+        e->request.name = mgr__arena_str(&e->request.arena, m->service);
+        e->request.node = mgr__arena_str(&e->request.arena, m->node);
+        e->request.note = mgr__arena_str(&e->request.arena, m->id);
+        c->burials[i].since = now + MGR__BACKOFF_MAX_MS;    /* until the picture shows it */
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    return false;
+}
+
+/* Certificates that no owner key refers to are swept by the first live member,
+ * two sweeps after they were written; without one, only the delay is waited. */
+static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
+{
+    if (c->sweeping && c->swept_count) {
+        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SWEEP, MGR__ASK_TXN);
+        for (size_t i = 0; i < c->picture.certificate_count; i++) {
+            mgr__certificate *certificate = &c->picture.certificates[i];
+            for (size_t s = 0; s < c->swept_count; s++)
+                if (mgr__str_is(certificate->life, c->swept[s]) && e->request.op_count < MGR__COUNT(c->swept))
+                    mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", certificate->life))->index = certificate->modify_index;
+        }
+        c->sweeping = false;
+        if (!e->request.op_count) return false;
+        mgr__cluster_send(c, e, now);
+        return true;
+    }
+    if (now < c->next_sweep || !c->picture.certificate_count) return false;
+    c->next_sweep = now + MGR__SWEEP_MS;
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        if (!c->picture.members[i].alive) continue;
+        if (!mgr__str_eq(c->picture.members[i].id, c->config.instance_id)) return false;
+        break;
+    }
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SWEEP_LIST, MGR__ASK_LIST);
+    e->request.key = mgr__key_make(&e->request.arena, &c->root, "owners/", mgr__nobody());
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+/* Fences must grow although the index went down, and a longer delay must stand
+ * in the marker before it is used. */
+static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
+{
+    const mgr__marker *standing = &c->picture.marker;
+    bool fence = c->fence_floor && standing->fence_base + c->index_max <= c->fence_floor;
+    if (!standing->exists || !standing->hash[0] || (!fence && standing->delay_max_ms >= c->config.delay_ms)) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_FENCE_BASE, MGR__ASK_TXN);
+    mgr__marker marker = *standing;
+    mgr__buf value;
+    if (fence) marker.fence_base = c->fence_floor;
+    if (marker.delay_max_ms < c->config.delay_ms) marker.delay_max_ms = c->config.delay_ms;
+    mgr__buf_init(&value, c->heap, 1024);
+    mgr__marker_write(&marker, &value);
+    mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));
+    op->index = standing->modify_index;
+    op->value = mgr__request_keep(&e->request, &value);
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+/* As a member: what is most urgent. */
+static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
+{
+    if (c->own_unclear && mgr__cluster_ask_own(c, now)) return;
+    if (mgr__cluster_ask_unlock(c, now)) return;
+    if (mgr__cluster_ask_own(c, now)) return;
+    if (mgr__cluster_ask_read(c, now)) return;
+    if (c->phase != MGR__PHASE_MEMBER) return;
+    if (mgr__cluster_ask_marker(c, now)) return;
+    if (mgr__cluster_ask_lock(c, now)) return;
+    if (mgr__cluster_ask_set(c, now)) return;
+    if (mgr__cluster_ask_wish(c, now)) return;
+    if (mgr__cluster_ask_rewrite(c, now)) return;
+    if (mgr__cluster_ask_bury(c, now)) return;
+    mgr__cluster_ask_sweep(c, now);
+}
+
+/* Leaving, all work gone: certificate only if an unlock is not confirmed, then
+ * our key, the session, the service. */
+static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PART, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    bool all_released = true;
+    for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->state != MGR__PART_IDLE || c->parts[i]->doubt_index) all_released = false;
+    if (!all_released)
+        mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "cluster/dead/", mgr__arena_str(&r->arena, mgr__cluster_life(c))))->value =
+            mgr__str_of("{\"proof\":\"left, all work was seen dead\"}");
+    mgr__str key = mgr__cluster_own_key(c, r);
+    mgr__op *check = mgr__request_op(r, MGR__CHECK_SESSION, key);
+    check->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+    mgr__request_op(r, MGR__DELETE_CAS, key)->index = c->own_index;
+    mgr__cluster_send(c, e, now);
+}
+
+static void mgr__cluster_to_clean(mgr__cluster *c, bool certify, int64_t now)
+{
+    if (c->life[0]) mgr__copy_text(c->old_life, sizeof c->old_life, mgr__cluster_life(c));
+    c->life[0] = 0;
+    c->own_index = 0;
+    c->certify = certify;
+    c->old_certified = c->old_destroyed = false;
+    mgr__cluster_phase(c, MGR__PHASE_CLEAN, now);
+}
+
+static void mgr__cluster_work_lane(mgr__cluster *c, int64_t now)
+{
+    if (c->errands[MGR__LANE_WORK].out || now < c->not_before) return;
+    if (mgr__cluster_in_life(c)) mgr__cluster_member_step(c, now);
+    else if (c->phase == MGR__PHASE_PARTING) {
+        if (c->own_unclear) mgr__cluster_ask_own(c, now);
+        else mgr__cluster_ask_part(c, now);
+    } else mgr__cluster_enter_step(c, now);
+}
+
+/* ---- the core: answers of the work lane ---- */
+
+static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    if (a->outcome == MGR__OUTCOME_DENIED) {
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cannot enter: an ACL right is missing (%.*s)", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
+        mgr__cluster_left(c, MGR_DENIED, now);
+        return;
+    }
+    if (a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN && !c->failures)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cannot enter yet: %.*s", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
+    mgr__cluster_later(c, c->life[0] || c->session_unclear ? MGR__PHASE_CLEAN : c->phase == MGR__PHASE_CLEAN ? MGR__PHASE_CLEAN : MGR__PHASE_NODE, now);
+    if (c->phase == MGR__PHASE_CLEAN && c->life[0]) {
+        int64_t not_before = c->not_before;
+        mgr__cluster_to_clean(c, false, now);
+        c->not_before = not_before;
+    }
+}
+
+/* The id is taken by a session that lives. It may be a former life of ours that
+ * its keeper is just ending: look again for a moment, then give way. */
+static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, int64_t now)
+{
+    if (now - c->phase_since < MGR__IDENTITY_WAIT_MS) { c->not_before = now + MGR__SETTER_POLL_MS; return; }
+    mgr__cluster_tell(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
+                      holder->id.at, (int)holder->session.len, holder->session.at, (int)holder->node.len, holder->node.at);
+    c->leave_result = MGR_IDENTITY;
+    c->want_leave = true;
+    mgr__cluster_to_clean(c, false, now);
+}
+
+static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    mgr__cluster_see(c, a, now);
+    c->watch_index = a->index;
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
+    mgr__cluster_phase(c, MGR__PHASE_SET, now);
+    if (c->have_configured && !c->entered_once) {
+        mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, c->config.delay_ms);
+        c->setter.fence_floor = c->fence_floor;
+        c->have_configured = false;
+        c->setter_is_start = true;
+    } else if (!c->picture.marker.exists && c->have_set && !mgr__setter_busy(&c->setter)) {
+        /* the store was wiped under us: what we know is set up again, as lost */
+        mgr__set again;
+        memset(&again, 0, sizeof again);
+        mgr__arena_init(&again.arena, c->heap);
+        again = c->set;
+        memset(&c->set, 0, sizeof c->set);
+        mgr__arena_init(&c->set.arena, c->heap);
+        c->have_set = false;
+        for (size_t i = 0; i < c->part_count; i++) c->parts[i]->in_set = c->parts[i]->assigned = false;
+        c->map_digest = 0;
+        c->fence_floor = c->fence_top;
+        c->index_max = 0;
+        mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, c->config.delay_ms);
+        c->setter.fence_floor = c->fence_floor;
+    }
+}
+
+static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    c->own_index = a->kv_count ? a->kvs[a->kv_count - 1].modify_index : 0;
+    c->own_dirty = c->own_unclear = false;
+    c->failures = 0;
+    c->entered_once = true;
+    c->session_unclear = false;
+    c->joining_until = now + c->config.settle_ms;
+    c->lease_until = e->sent_at + c->config.lease_ms;
+    c->next_round = e->sent_at + mgr__cluster_round_ms(c);
+    c->round_open = c->renew_due = c->pass_due = false;
+    c->next_audit = now + c->config.lease_ms;
+    c->next_sweep = now + mgr__cluster_jitter(c, 60000);
+    for (size_t i = 0; i < c->part_count; i++) { c->parts[i]->stale = true; c->parts[i]->doubt_index = 0; }
+    mgr__cluster_phase(c, MGR__PHASE_MEMBER, now);
+    mgr__cluster_act(c, MGR__ACT_LIFE);
+    mgr__cluster_act(c, MGR__ACT_LEASE)->at = c->lease_until;
+    mgr__cluster_tell(c, MGR_EVENT_ENTERED, NULL, c->config.instance_id, "entered service %s as %s (session %s)",
+                      c->config.service_id.at, c->config.instance_id.at, c->life);
+}
+
+static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    bool ok = a->outcome == MGR__OUTCOME_OK;
+    if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT) {     /* the key or the session is not as it was */
+        mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
+        int64_t not_before = c->not_before;
+        mgr__cluster_to_clean(c, false, now);
+        c->not_before = not_before;
+        return;
+    }
+    if (!ok) { mgr__cluster_entering_failed(c, a, now); return; }
+    switch (e->task) {
+    case MGR__TASK_NODE:
+        mgr__copy_text(c->node, sizeof c->node, a->node);
+        c->phase = MGR__PHASE_LOOK;
+        break;
+    case MGR__TASK_LOOK: mgr__cluster_looked(c, a, now); break;
+    case MGR__TASK_REGISTER: mgr__cluster_phase(c, MGR__PHASE_SESSION, now); break;
+    case MGR__TASK_SESSION:
+        mgr__copy_text(c->life, sizeof c->life, a->session);
+        c->session_unclear = false;
+        mgr__cluster_phase(c, MGR__PHASE_JOIN, now);
+        break;
+    case MGR__TASK_JOIN: mgr__cluster_joined(c, e, a, now); break;
+    case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
+    case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
+    case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
+    case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE:
+        break;
+    }
+}
+
+static void mgr__cluster_clean_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    /* Destroying what is gone, and deregistering what is unknown, is done already. */
+    bool done = a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN;
+    if (!done) {
+        bool hopeless = c->want_leave && now - c->phase_since > (int64_t)c->config.lease_ms;
+        if (hopeless) mgr__cluster_left(c, c->leave_result, now);
+        else mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
+        return;
+    }
+    c->failures = 0;
+    if (e->task == MGR__TASK_CERTIFY) {
+        c->old_certified = true;
+        mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, mgr__nobody(), "certified that all work of the former life %s is dead", c->old_life);
+    } else if (e->task == MGR__TASK_DESTROY) c->old_destroyed = true;
+    else c->registered = false;
+}
+
+static void mgr__cluster_set_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    mgr__setter_answer(&c->setter, c->heap, &c->root, mgr__str_of(c->session_name), a, now);
+    if (!mgr__setter_busy(&c->setter)) mgr__cluster_set_done(c, now);
+}
+
+static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    mgr__set fresh;
+    if (a->outcome != MGR__OUTCOME_OK) { c->not_before = now + mgr__cluster_backoff(c, 1); return; }
+    if (!a->kv_count || !mgr__set_read(&fresh, c->heap, a->kvs[0].value)) {
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s cannot be read: put one in force with `manager partitions`", c->picture.marker.hash);
+        c->not_before = now + MGR__BACKOFF_MAX_MS;
+        return;
+    }
+    mgr__cluster_take_set(c, &fresh);
+}
+
+/* Nothing is known of our own key after a lost answer; a conflict says it is not as we left it. */
+static void mgr__cluster_own_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    if (a->outcome == MGR__OUTCOME_OK && a->kv_count) {
+        const mgr__kv *own = &a->kvs[a->kv_count - 1];     /* the own key is always last */
+        if (e->task == MGR__TASK_OWN_READ && !mgr__str_eq(own->session, mgr__cluster_life(c))) {
+            if (c->phase == MGR__PHASE_PARTING) { mgr__cluster_to_clean(c, true, now); return; }
+            mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "our session no longer holds our own key", now);
+            return;
+        }
+        c->own_index = own->modify_index;
+        if (e->task == MGR__TASK_OWN_READ) { c->own_unclear = false; c->own_dirty = true; c->releases++; }
+        return;
+    }
+    if (a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_OWN_READ) {     /* the key is gone */
+        if (c->phase == MGR__PHASE_PARTING) { mgr__cluster_to_clean(c, true, now); return; }
+        mgr__cluster_end_life(c, c->config.stop_grace_ms, MGR_EVENT_SESSION_LOST, "our own key was removed", now);
+        return;
+    }
+    c->own_unclear = c->own_dirty = true;
+    if (a->outcome != MGR__OUTCOME_CONFLICT) c->not_before = now + mgr__cluster_backoff(c, 1);
+}
+
+/* What a read says of a partition, by the state it is in. */
+static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, int64_t now)
+{
+    mgr__part_observe(c, p, kv, now);
+    bool ours = p->held && mgr__str_is(mgr__cluster_life(c), p->holder);
+    if (mgr__part_works(p)) {           /* a rewrite's answer was lost */
+        if (ours) p->key_index = p->seen_index;
+        else mgr__part_lose(c, p, 0, MGR_LOST, "its lock was taken away or its key was changed by hand");
+        return;
+    }
+    if (p->state == MGR__PART_ACQUIRING) p->state = MGR__PART_IDLE;
+    if (p->state == MGR__PART_UNLOCKING && !ours) p->state = MGR__PART_IDLE;
+    if (p->state == MGR__PART_IDLE && ours && !mgr__part_wanted(c, p)) {    /* a late lock of ours on what we no longer want */
+        p->state = MGR__PART_UNLOCKING;
+        p->fence = 0;
+    }
+    if (p->state == MGR__PART_UNLOCKING) p->key_index = p->seen_index;
+}
+
+/* A get of a missing key fails, and with it the transaction: that is its answer;
+ * the others are asked again. */
+static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count) {
+        for (size_t i = 0; i < a->failed_count; i++)
+            if (a->failed[i] < e->request.op_count) mgr__cluster_read_part(c, e->parts[a->failed[i]], NULL, now);
+        return;
+    }
+    if (a->outcome != MGR__OUTCOME_OK) { c->not_before = now + mgr__cluster_backoff(c, 1); return; }
+    for (size_t i = 0; i < e->request.op_count; i++)
+        mgr__cluster_read_part(c, e->parts[i], mgr__answer_last(a, e->request.ops[i].key), now);
+}
+
+static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
+{
+    if (index <= e->index_max) mgr__cluster_index_down(c, now);
+    p->lock_index = p->key_index = index;
+    p->doubt_index = 0;
+    p->held = false;
+    p->seen = false;
+    if (index > c->index_max) c->index_max = index;
+    p->fence = c->picture.marker.fence_base + index;
+    p->round = e->sent_at >= c->round_started && c->round_open ? c->round : 0;
+    if (p->fence > c->fence_top) c->fence_top = p->fence;
+    if (p->fence <= p->watermark || p->fence <= c->fence_floor) {   /* Consul's index went down: wait for a new fence_base */
+        p->state = MGR__PART_UNLOCKING;
+        return;
+    }
+    mgr__part_begin(c, p);
+}
+
+static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    for (size_t i = 0; i < e->request.op_count; i++) {
+        mgr__part *p = e->parts[i];
+        if (!p || e->request.ops[i].verb != MGR__LOCK) continue;
+        const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK ? mgr__answer_last(a, e->request.ops[i].key) : NULL;
+        p->writing = false;
+        if (e->task == MGR__TASK_REWRITE) {
+            if (kv && mgr__part_works(p)) { p->key_index = kv->modify_index; p->round = e->sent_at >= c->round_started && c->round_open ? c->round : 0; }
+            else if (!kv && mgr__part_works(p)) p->stale = true;
+            continue;
+        }
+        if (p->state != MGR__PART_ACQUIRING) continue;      /* the life ended meanwhile */
+        if (kv && kv->modify_index) { mgr__cluster_lock_won(c, p, kv->modify_index, e, now); continue; }
+        p->state = MGR__PART_IDLE;
+        if (a->outcome == MGR__OUTCOME_CONFLICT) p->doubt_index = 0;    /* nothing was applied */
+        bool blamed = a->failed_count == 0;
+        for (size_t f = 0; f < a->failed_count; f++) if (a->failed[f] < e->request.op_count && e->parts[a->failed[f]] == p) blamed = true;
+        p->stale = p->stale || blamed || a->outcome != MGR__OUTCOME_CONFLICT;
+    }
+    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to lock partitions: %.*s", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
+    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) c->not_before = now + mgr__cluster_backoff(c, 2);
+}
+
+static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    for (size_t i = 0; i < e->request.op_count; i++) {
+        mgr__part *p = e->parts[i];
+        if (!p || e->request.ops[i].verb != MGR__UNLOCK) continue;
+        p->writing = false;
+        if (p->state != MGR__PART_UNLOCKING) continue;
+        p->stale = true;
+        if (a->outcome != MGR__OUTCOME_OK) continue;
+        p->state = MGR__PART_IDLE;
+        p->lock_index = 0;
+        p->fence = 0;
+        mgr__cluster_tell(c, MGR_EVENT_RELEASED, p, mgr__nobody(), "released partition %s", p->name.at);
+    }
+    mgr__cluster_own_answer(c, e, a, now);
+}
+
+static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a)
+{
+    if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
+    if (a->outcome != MGR__OUTCOME_OK) return;
+    mgr__copy_text(c->bury_service, sizeof c->bury_service, e->request.name);
+    mgr__copy_text(c->bury_node, sizeof c->bury_node, e->request.node);
+    mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
+}
+
+static void mgr__cluster_sweep_answer(mgr__cluster *c, const mgr__answer *a)
+{
+    mgr__arena arena;
+    mgr__buf scratch;
+    if (a->outcome != MGR__OUTCOME_OK) return;
+    mgr__arena_init(&arena, c->heap);
+    mgr__buf_init(&scratch, c->heap, MGR_BODY_BYTES_MAX);
+    c->swept_count = 0;
+    for (size_t i = 0; i < c->picture.certificate_count && c->swept_count < MGR__COUNT(c->swept); i++) {
+        mgr__certificate *certificate = &c->picture.certificates[i];
+        bool needed = certificate->modify_index > c->sweep_index;
+        for (size_t k = 0; k < a->kv_count && !needed; k++) {
+            mgr__holding owner;
+            mgr__holding_read(&owner, &a->kvs[k], &scratch, &arena);
+            needed = mgr__str_eq(owner.life, certificate->life);
+        }
+        if (!needed) mgr__copy_text(c->swept[c->swept_count++], sizeof c->swept[0], certificate->life);
+    }
+    c->sweep_index = c->picture.index;
+    c->sweeping = true;
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+}
+
+static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    bool unclear = a->outcome == MGR__OUTCOME_UNKNOWN || a->outcome == MGR__OUTCOME_UNSENT;
+    if (unclear && now - c->phase_since > (int64_t)c->config.lease_ms) { mgr__cluster_left(c, c->leave_result, now); return; }
+    if (unclear) { c->own_unclear = true; c->not_before = now + mgr__cluster_backoff(c, 1); return; }
+    /* Our key is gone, or not ours to delete; what is unclear about the locks a certificate settles. */
+    mgr__cluster_to_clean(c, a->outcome != MGR__OUTCOME_OK, now);
+}
+
+static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    switch (e->task) {
+    case MGR__TASK_NODE: case MGR__TASK_LOOK: case MGR__TASK_REGISTER: case MGR__TASK_SESSION: case MGR__TASK_JOIN:
+        mgr__cluster_entering_answer(c, e, a, now); break;
+    case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: mgr__cluster_clean_answer(c, e, a, now); break;
+    case MGR__TASK_SETTER: mgr__cluster_set_answer(c, a, now); break;
+    case MGR__TASK_READ_SET: mgr__cluster_read_set_answer(c, a, now); break;
+    case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: if (c->life[0]) mgr__cluster_own_answer(c, e, a, now); break;
+    case MGR__TASK_READ: mgr__cluster_read_answer(c, e, a, now); break;
+    case MGR__TASK_LOCK: case MGR__TASK_REWRITE: mgr__cluster_lock_answer(c, e, a, now); break;
+    case MGR__TASK_UNLOCK: mgr__cluster_unlock_answer(c, e, a, now); break;
+    case MGR__TASK_WISH: if (a->outcome == MGR__OUTCOME_OK && c->wish_count) c->wishes[0] = c->wishes[--c->wish_count]; else c->not_before = now + MGR__SETTER_POLL_MS; break;
+    case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
+    case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
+    case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, a, now); break;
+    case MGR__TASK_FENCE_BASE: if (a->outcome != MGR__OUTCOME_OK) c->not_before = now + MGR__SETTER_POLL_MS; break;
+    case MGR__TASK_SWEEP: case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: break;
+    }
+}
+
+/* ---- the core: events in ---- */
+
+static void mgr__cluster_note_reachability(mgr__cluster *c, const mgr__answer *a)
+{
+    bool up = a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN;
+    if (c->told_reachability && up == c->reachable) return;
+    c->reachable = up;
+    c->told_reachability = true;
+    if (up) mgr__cluster_tell(c, MGR_EVENT_CONSUL_UP, NULL, mgr__nobody(), "Consul answers");
+    else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul does not answer: %.*s", (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+}
+
+static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    if (a->outcome != MGR__OUTCOME_OK) {
+        c->watch_failures++;
+        c->watch_not_before = now + mgr__cluster_backoff(c, c->watch_failures);
+        return;
+    }
+    c->watch_failures = 0;
+    if (a->index && a->index < c->watch_index) {    /* the index went down: start again with a full read */
+        c->watch_index = 0;
+        return;
+    }
+    bool changed = a->index != c->watch_index || !c->have_picture;
+    c->watch_index = a->index ? a->index : 1;
+    if (changed) mgr__cluster_see(c, a, now);
+}
+
+/* The answer to what is out on `lane`. */
+static void mgr__cluster_answer(mgr__cluster *c, mgr__lane lane, const mgr__answer *a, int64_t now)
+{
+    mgr__errand *e = &c->errands[lane];
+    MGR_ASSERT(e->out);
+    e->out = false;
+    if (e->task != MGR__TASK_WATCH || a->outcome == MGR__OUTCOME_OK) mgr__cluster_note_reachability(c, a);
+    switch (lane) {
+    case MGR__LANE_WATCH: mgr__cluster_watch_answer(c, a, now); break;
+    case MGR__LANE_LEASE:
+        if (e->task == MGR__TASK_CONFIRM) mgr__cluster_confirm_answer(c, e, a, now);
+        else if (e->task == MGR__TASK_RENEW) {
+            c->renew_due = false;
+            if (a->outcome == MGR__OUTCOME_NOT_FOUND && mgr__cluster_in_life(c)) mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul does not know our session any more", now);
+        } else c->pass_due = false;
+        break;
+    case MGR__LANE_WORK: mgr__cluster_work_answer(c, e, a, now); break;
+    case MGR__LANE_COUNT: break;
+    }
+}
+
+/* The work of a partition is gone, all of it. */
+static void mgr__cluster_gone(mgr__cluster *c, mgr__part *p)
+{
+    (void)c;
+    p->gone = true;
+    if (p->state == MGR__PART_RELEASING) p->state = MGR__PART_UNLOCKING;
+    else if (p->state == MGR__PART_LOST) p->state = MGR__PART_IDLE;
+}
+
+/* The executor cannot go on with this life: the lease word is closed, a keeper
+ * or guard died. Work still alive is reported gone one by one, as ever. */
+static void mgr__cluster_over(mgr__cluster *c, mgr_event_kind event, const char *why, int64_t now)
+{
+    mgr__cluster_end_life(c, 0, event, why, now);
+    if (!c->life[0] && c->phase != MGR__PHASE_ENDING && c->phase < MGR__PHASE_MEMBER) {     /* before a life: only the keeper is to be replaced */
+        c->keeper_ready = false;
+        mgr__cluster_act(c, MGR__ACT_FRESH_KEEPER);
+    }
+}
+
+static void mgr__cluster_ready(mgr__cluster *c) { c->keeper_ready = true; }
+
+static void mgr__cluster_leave(mgr__cluster *c)
+{
+    if (c->want_leave && c->leave_result == MGR_OK) c->want_kill = true;
+    c->want_leave = true;
+}
+
+static void mgr__cluster_drain(mgr__cluster *c, bool on)
+{
+    if (c->drain != on) { c->drain = on; c->own_dirty = true; }
+}
+
+/* Another instance shall have it; the time doubles with each repeat. for_ms 0 takes it back. */
+static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, bool on, int64_t now)
+{
+    c->own_dirty = true;
+    if (!on) { p->refused = false; p->refusals = 0; return; }
+    uint64_t ms = for_ms ? for_ms : (uint32_t)MGR__REFUSE_MS;
+    for (uint32_t i = 0; i < p->refusals && ms < MGR__REFUSE_MAX_MS; i++) ms *= 2;
+    if (ms > MGR__REFUSE_MAX_MS && for_ms < MGR__REFUSE_MAX_MS) ms = MGR__REFUSE_MAX_MS;
+    p->refusals++;
+    p->refused = true;
+    p->refused_until = now + (int64_t)ms;
+    mgr__cluster_tell(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms", p->name.at, (unsigned long long)ms);
+}
+
+static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool drain)
+{
+    void *items = c->wishes;
+    if (!mgr__grow(c->heap, &items, &c->wish_cap, c->wish_count, sizeof *c->wishes)) return false;
+    c->wishes = (mgr__wanted_wish *)items;
+    mgr__wanted_wish *wish = &c->wishes[c->wish_count++];
+    mgr__copy_text(wish->id, sizeof wish->id, id);
+    wish->evict = evict;
+    wish->drain = drain;
+    return true;
+}
+
+/* Takes over `set`. */
+static void mgr__cluster_command_set(mgr__cluster *c, mgr__set *set)
+{
+    mgr__setter_start(&c->setter, c->heap, set, MGR__VERSION_STANDING, c->config.delay_ms);
+    c->setter.own_session = mgr__str_of(c->life);
+    c->setter_is_start = false;
+}
+
+/* A process of the partition was started or has ended: worth telling others. */
+static void mgr__cluster_note_work(mgr__cluster *c, mgr__part *p, uint64_t attempts, const char *last_exit, bool ended)
+{
+    (void)c;
+    p->attempts = attempts;
+    p->ended = ended;
+    mgr__copy_text(p->last_exit, sizeof p->last_exit, mgr__str_of(last_exit));
+    if (p->state == MGR__PART_ASSUMED) p->dirty = true;
+}
+
+/* ---- the core: time ---- */
+
+static void mgr__cluster_lease_time(mgr__cluster *c, int64_t now)
+{
+    if (!mgr__cluster_in_life(c)) return;
+    if (now < c->lease_until - (int64_t)c->config.stop_grace_ms) return;
+    int64_t left = mgr__max64(0, c->lease_until - now);
+    mgr__cluster_end_life(c, (uint32_t)left, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time", now);
+}
+
+static void mgr__cluster_own_time(mgr__cluster *c, int64_t now)
+{
+    if (c->phase != MGR__PHASE_MEMBER) return;
+    if (c->joining && now >= c->joining_until) { c->joining = false; c->own_dirty = true; }
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if (p->refused && now >= p->refused_until) { p->refused = false; c->own_dirty = true; }
+    }
+    if (now < c->next_audit) return;
+    /* What is unmet or in doubt is read again once a lease, with jitter. */
+    c->next_audit = now + mgr__cluster_jitter(c, c->config.lease_ms) + c->config.lease_ms / 2;
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if ((p->state == MGR__PART_IDLE && p->assigned) || p->doubt_index) p->stale = true;
+    }
+}
+
+static void mgr__cluster_leave_time(mgr__cluster *c, int64_t now)
+{
+    if (!c->want_leave || c->phase == MGR__PHASE_LEFT) return;
+    if (c->phase == MGR__PHASE_MEMBER) {
+        mgr__cluster_phase(c, MGR__PHASE_LEAVING, now);
+        c->own_dirty = true;        /* "leaving": the others' maps go on without us at once */
+        for (size_t i = 0; i < c->part_count; i++) c->parts[i]->assigned = false;
+    }
+    if (c->want_kill) {
+        c->want_kill = false;
+        for (size_t i = 0; i < c->part_count; i++) {
+            mgr__part *p = c->parts[i];
+            if (!mgr__part_busy(p)) continue;
+            if (p->state == MGR__PART_ASSUMED) p->state = MGR__PART_RELEASING;
+            mgr__cluster_act(c, MGR__ACT_WORK_KILL)->part = p;
+        }
+    }
+    bool settled = !c->errands[MGR__LANE_WORK].out;
+    if (c->phase == MGR__PHASE_LEAVING && settled && !mgr__cluster_busy(c)) {
+        bool unlocking = false;
+        for (size_t i = 0; i < c->part_count; i++) unlocking = unlocking || c->parts[i]->state == MGR__PART_UNLOCKING || c->parts[i]->work;
+        if (!unlocking || now - c->phase_since > (int64_t)c->config.lease_ms * 2) mgr__cluster_phase(c, MGR__PHASE_PARTING, now);
+    }
+    bool nothing = !c->life[0] && !c->old_life[0] && !c->registered && !c->session_unclear;
+    if (c->phase < MGR__PHASE_MEMBER && settled && nothing) { mgr__cluster_left(c, c->leave_result, now); return; }
+    if (c->phase < MGR__PHASE_MEMBER && c->phase != MGR__PHASE_CLEAN && settled) mgr__cluster_to_clean(c, c->certify, now);
+    if (c->phase == MGR__PHASE_CLEAN && !c->reachable && now - c->phase_since > (int64_t)mgr__min64(2000, c->config.lease_ms) && settled) mgr__cluster_left(c, c->leave_result, now);
+}
+
+static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
+{
+    if (c->phase == MGR__PHASE_ENDING && !mgr__cluster_busy(c) && !c->errands[MGR__LANE_WORK].out) {
+        c->keeper_ready = false;
+        mgr__cluster_act(c, MGR__ACT_FRESH_KEEPER);
+        mgr__cluster_phase(c, MGR__PHASE_CLEAN, now);
+    }
+    if (c->phase == MGR__PHASE_WAIT && now >= c->not_before) c->phase = MGR__PHASE_CLEAN;
+    if (c->phase == MGR__PHASE_SET && !mgr__setter_busy(&c->setter) && c->have_set && !mgr__cluster_set_is_old(c) &&
+        !c->errands[MGR__LANE_WORK].out && c->keeper_ready) mgr__cluster_phase(c, MGR__PHASE_REGISTER, now);
+    if (c->config.start_timeout_ms && !c->entered_once && now - c->started_at > (int64_t)c->config.start_timeout_ms && !c->want_leave) {
+        c->want_leave = true;
+        c->leave_result = c->reachable ? MGR_TIMEOUT : MGR_UNREACHABLE;
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms,
+                          c->reachable ? "no partition set stands; start one instance with partitions" : "no Consul agent can be reached; check --consul");
+    }
+}
+
+/* After events, and when time has passed: decide everything that is due. */
+static void mgr__cluster_pump(mgr__cluster *c, int64_t now)
+{
+    if (c->failed || c->phase == MGR__PHASE_LEFT) return;
+    mgr__cluster_drop_parts(c);
+    mgr__cluster_lease_time(c, now);
+    mgr__cluster_own_time(c, now);
+    mgr__cluster_map(c);
+    mgr__cluster_leave_time(c, now);
+    mgr__cluster_follow_map(c);
+    mgr__cluster_phase_time(c, now);
+    mgr__cluster_lease_lane(c, now);
+    mgr__cluster_work_lane(c, now);
+    mgr__cluster_watch(c, now);
+}
+
+/* When mgr__cluster_pump wants to be called, unless something happens before. */
+static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
+{
+    int64_t at = MGR__NEVER;
+    if (c->phase == MGR__PHASE_LEFT) return at;
+    if (!c->errands[MGR__LANE_WORK].out) {
+        if (now < c->not_before) at = c->not_before;
+        if (mgr__setter_busy(&c->setter) && c->setter.not_before > now) at = mgr__min64(at, c->setter.not_before);
+    }
+    if (!c->errands[MGR__LANE_WATCH].out && c->watch_not_before > now) at = mgr__min64(at, c->watch_not_before);
+    if (c->want_leave) at = mgr__min64(at, now + 250);
+    if (c->config.start_timeout_ms && !c->entered_once) at = mgr__min64(at, mgr__max64(now + 1, c->started_at + (int64_t)c->config.start_timeout_ms + 1));
+    if (!mgr__cluster_in_life(c)) return at;
+    at = mgr__min64(at, mgr__max64(now, c->lease_until - (int64_t)c->config.stop_grace_ms));
+    if (!c->errands[MGR__LANE_LEASE].out) at = mgr__min64(at, c->renew_due || c->pass_due ? now : mgr__max64(now, c->next_round));
+    if (c->phase != MGR__PHASE_MEMBER) return at;
+    if (c->joining) at = mgr__min64(at, mgr__max64(now, c->joining_until));
+    at = mgr__min64(at, mgr__max64(now, c->next_audit));
+    for (size_t i = 0; i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
+    for (size_t i = 0; i < c->part_count; i++) {
+        const mgr__part *p = c->parts[i];
+        if (p->refused) at = mgr__min64(at, mgr__max64(now, p->refused_until));
+        if (mgr__part_wanted(c, p) && !p->stale) at = mgr__min64(at, mgr__max64(now, mgr__part_takeable_at(c, p, now)));
+    }
+    return at;
+}
+
+/* ---- the core: begin and end ---- */
+
+/* Strings of the configuration must outlive the core. The partition names are copied. */
+static mgr_result mgr__cluster_open(mgr__cluster *c, mgr__heap *heap, const mgr__cluster_config *config, int64_t now, mgr__buf *error)
+{
+    mgr__str bad;
+    memset(c, 0, sizeof *c);
+    c->heap = heap;
+    c->config = *config;
+    c->rng.state = config->seed;
+    c->started_at = c->phase_since = now;
+    c->phase = MGR__PHASE_CLEAN;
+    c->keeper_ready = true;
+    mgr__arena_init(&c->set.arena, heap);
+    mgr__arena_init(&c->configured.arena, heap);
+    mgr__arena_init(&c->picture.arena, heap);
+    mgr__arena_init(&c->setter.wanted.arena, heap);
+    mgr__arena_init(&c->setter.old.arena, heap);
+    for (int i = 0; i < MGR__LANE_COUNT; i++) mgr__arena_init(&c->errands[i].request.arena, heap);
+    if (!mgr__root_make(&c->root, heap, config->kv_prefix, config->service_id)) return MGR_NO_MEMORY;
+    mgr__copy_text(c->session_name, sizeof c->session_name, mgr__str_make(c->root.text, c->root.len));
+    if (!config->partitions) return MGR_OK;
+    const char *fault = mgr__set_make(&c->configured, heap, config->partitions, config->partition_count, &bad);
+    if (fault) {
+        mgr__buf_printf(error, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
+        return MGR_INVALID;
+    }
+    c->have_configured = true;
+    return MGR_OK;
+}
+
+static void mgr__cluster_close(mgr__cluster *c)
+{
+    if (!c->heap) return;
+    for (int i = 0; i < MGR__LANE_COUNT; i++) mgr__arena_free(&c->errands[i].request.arena);
+    for (size_t i = 0; i < c->part_count; i++) mgr__part_free(c, c->parts[i]);
+    mgr__free(c->heap, c->parts);
+    mgr__free(c->heap, c->actions);
+    mgr__free(c->heap, c->burials);
+    mgr__free(c->heap, c->wishes);
+    mgr__picture_free(&c->picture);
+    mgr__set_free(&c->set);
+    mgr__set_free(&c->configured);
+    mgr__setter_free(&c->setter, c->heap);
+    memset(c, 0, sizeof *c);
+}
+
+/* ============================================================================
+ * [io] The kernel: clocks, random bytes, sockets, files, names; processes below
+ * what:  the only section that calls the kernel, through a table, so that a
+ *        test can supply its own kernel or fail the Nth call of the real one
+ * owns:  mgr__io (no state), mgr__address
+ * calls: [base]
+ * ========================================================================== */
+
+/* Suspension must count: a lease does not wait for a laptop's lid to open. (Where
+ * there is no CLOCK_BOOTTIME, on macOS say, CLOCK_MONOTONIC counts it too.) */
+#ifdef CLOCK_BOOTTIME
+#define MGR__IO_CLOCK CLOCK_BOOTTIME
+#else
+#define MGR__IO_CLOCK CLOCK_MONOTONIC
+#endif
+
+#ifdef MSG_NOSIGNAL
+#define MGR__IO_NOSIGNAL MSG_NOSIGNAL
+#else
+#define MGR__IO_NOSIGNAL 0        /* SO_NOSIGPIPE then, at the socket */
+#endif
+
+enum {
+    MGR__IO_PORT_DEFAULT = 8500,
+    MGR__IO_HOST_BYTES_MAX = 253,       /* RFC 1035 2.3.4, in dotted form */
+    MGR__IO_SEND_BYTES_MAX = 1 << 20    /* a single send: keeps a turn of the loop short */
+};
+
+/* Where an agent listens. */
+typedef struct mgr__address {
+    struct sockaddr_storage at;
+    socklen_t len;
+    char text[336];                     /* for messages: as it was written, and the number behind a name */
+    char host_header[288];              /* of requests sent there */
+} mgr__address;
+
+typedef enum mgr__io_change { MGR__IO_ADD, MGR__IO_MODIFY, MGR__IO_REMOVE } mgr__io_change;
+
+/* Every call answers >= 0, or -errno (errno itself may be left changed). EINTR is
+ * dealt with below the table. Every descriptor made is close-on-exec and
+ * non-blocking. Times are in ms; clock_ms and timer_set mean MGR__IO_CLOCK. */
+typedef struct mgr__io {
+    void   *user;                       /* passed to each */
+    int64_t (*clock_ms)(void *user);
+    int64_t (*realtime_ms)(void *user); /* since 1970, UTC; for display only */
+    int     (*random)(void *user, void *to, size_t bytes);
+    int     (*socket)(void *user, int family);      /* stream; TCP without Nagle's delay */
+    int     (*connect)(void *user, int fd, const struct sockaddr *to, socklen_t len);   /* -EINPROGRESS: wait for POLLOUT */
+    int     (*socket_error)(void *user, int fd);    /* how the connect that was in progress ended */
+    ssize_t (*send)(void *user, int fd, const void *from, size_t bytes);                /* no SIGPIPE, ever */
+    ssize_t (*recv)(void *user, int fd, void *to, size_t bytes);
+    ssize_t (*read)(void *user, int fd, void *to, size_t bytes);
+    ssize_t (*write)(void *user, int fd, const void *from, size_t bytes);
+    int     (*close)(void *user, int fd);
+    int     (*poll)(void *user, struct pollfd *fds, size_t fd_count, int timeout_ms);   /* 0 as well if a signal came */
+    int     (*pipe)(void *user, int fds[2]);        /* read end, write end */
+    int     (*epoll)(void *user);                   /* -ENOSYS where there is none; so the next three */
+    int     (*epoll_set)(void *user, int epoll, int fd, short interest, mgr__io_change change);
+    int     (*timer)(void *user);                   /* readable once the time has come */
+    int     (*timer_set)(void *user, int timer, int64_t at_ms);                         /* MGR__NEVER: disarm */
+    int     (*read_file)(void *user, const char *path, mgr__buf *out);  /* appends it whole; -EFBIG: over out's limit */
+    int     (*hostname)(void *user, char *to, size_t to_bytes);         /* terminated */
+    const char *(*environment)(void *user, const char *name);           /* NULL: not set, or empty */
+    pid_t   (*process)(void *user);
+    /* Numbers of a host name: at and len of out[0 .. result-1]; 0, *why: it has none.
+     * May block as long as the system's resolver does. */
+    size_t  (*resolve)(void *user, const char *host, const char *port, mgr__address *out, size_t out_max, const char **why);
+} mgr__io;
+
+/* ---- the real ones ---- */
+
+static int64_t mgr__io_real_clock(clockid_t clock)
+{
+    struct timespec now;
+    if (clock_gettime(clock, &now) != 0) return 0;
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int64_t mgr__io_real_clock_ms(void *user) { (void)user; return mgr__io_real_clock(MGR__IO_CLOCK); }
+static int64_t mgr__io_real_realtime_ms(void *user) { (void)user; return mgr__io_real_clock(CLOCK_REALTIME); }
+
+static int mgr__io_real_close(void *user, int fd)
+{
+    (void)user;
+    return close(fd) == 0 ? 0 : -errno;     /* never again after EINTR: the number may be another's by then */
+}
+
+static ssize_t mgr__io_real_read(void *user, int fd, void *to, size_t bytes)
+{
+    ssize_t got;
+    (void)user;
+    do got = read(fd, to, bytes); while (got < 0 && errno == EINTR);
+    return got < 0 ? -errno : got;
+}
+
+static ssize_t mgr__io_real_write(void *user, int fd, const void *from, size_t bytes)
+{
+    ssize_t put;
+    (void)user;
+    do put = write(fd, from, bytes); while (put < 0 && errno == EINTR);
+    return put < 0 ? -errno : put;
+}
+
+static ssize_t mgr__io_real_send(void *user, int fd, const void *from, size_t bytes)
+{
+    ssize_t put;
+    (void)user;
+    do put = send(fd, from, bytes, MGR__IO_NOSIGNAL); while (put < 0 && errno == EINTR);
+    return put < 0 ? -errno : put;
+}
+
+static ssize_t mgr__io_real_recv(void *user, int fd, void *to, size_t bytes)
+{
+    ssize_t got;
+    (void)user;
+    do got = recv(fd, to, bytes, 0); while (got < 0 && errno == EINTR);
+    return got < 0 ? -errno : got;
+}
+
+/* Read bytes from the file until the buffer is full or it ends. */
+static ssize_t mgr__io_real_fill(int fd, char *to, size_t bytes)
+{
+    size_t have = 0;
+    while (have < bytes) {
+        ssize_t got = mgr__io_real_read(NULL, fd, to + have, bytes - have);
+        if (got < 0) return got;
+        if (got == 0) break;
+        have += (size_t)got;
+    }
+    return (ssize_t)have;
+}
+
+static int mgr__io_real_random(void *user, void *to, size_t bytes)
+{
+    (void)user;
+#if defined(__linux__) && defined(SYS_getrandom)
+    if (syscall(SYS_getrandom, to, bytes, 0u) == (long)bytes) return 0;
+#endif
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    ssize_t got = mgr__io_real_fill(fd, (char *)to, bytes);
+    close(fd);
+    if (got < 0) return (int)got;
+    return (size_t)got == bytes ? 0 : -EIO;
+}
+
+/* Where there is no call that does it at birth. */
+static MGR__UNUSED int mgr__io_real_fd_flags(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) return -errno;
+    return 0;
+}
+
+static int mgr__io_real_socket(void *user, int family)
+{
+    int one = 1;
+    (void)user;
+#if defined(SOCK_CLOEXEC) && defined(SOCK_NONBLOCK)
+    /* At birth, or a fork of another thread of the host could inherit it. */
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return -errno;
+#else
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (fd < 0) return -errno;
+    int failed = mgr__io_real_fd_flags(fd);
+    if (failed) { close(fd); return failed; }
+#endif
+#ifdef SO_NOSIGPIPE
+    setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &one, sizeof one);
+#endif
+    if (family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
+}
+
+/* An interrupted connect goes on by itself (POSIX): not to be repeated. */
+static int mgr__io_real_connect(void *user, int fd, const struct sockaddr *to, socklen_t len)
+{
+    (void)user;
+    if (connect(fd, to, len) == 0) return 0;
+    return errno == EINTR ? -EINPROGRESS : -errno;
+}
+
+static int mgr__io_real_socket_error(void *user, int fd)
+{
+    int error = 0;
+    socklen_t len = sizeof error;
+    (void)user;
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0) return -errno;
+    return -error;
+}
+
+static int mgr__io_real_poll(void *user, struct pollfd *fds, size_t fd_count, int timeout_ms)
+{
+    (void)user;
+    int ready = poll(fds, (nfds_t)fd_count, timeout_ms);
+    if (ready >= 0) return ready;
+    for (size_t i = 0; i < fd_count; i++) fds[i].revents = 0;
+    return errno == EINTR ? 0 : -errno;
+}
+
+static int mgr__io_real_pipe(void *user, int fds[2])
+{
+    (void)user;
+#ifdef __linux__
+    return pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0 ? 0 : -errno;
+#else
+    if (pipe(fds) != 0) return -errno;
+    int failed = mgr__io_real_fd_flags(fds[0]);
+    if (!failed) failed = mgr__io_real_fd_flags(fds[1]);
+    if (failed) { close(fds[0]); close(fds[1]); }
+    return failed;
+#endif
+}
+
+#ifdef __linux__
+static int mgr__io_real_epoll(void *user)
+{
+    (void)user;
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+static int mgr__io_real_epoll_set(void *user, int epoll, int fd, short interest, mgr__io_change change)
+{
+    struct epoll_event event;
+    (void)user;
+    memset(&event, 0, sizeof event);
+    event.events = ((interest & POLLIN) ? (uint32_t)EPOLLIN : 0u) | ((interest & POLLOUT) ? (uint32_t)EPOLLOUT : 0u);
+    event.data.fd = fd;
+    int op = change == MGR__IO_ADD ? EPOLL_CTL_ADD : change == MGR__IO_MODIFY ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+    return epoll_ctl(epoll, op, fd, &event) == 0 ? 0 : -errno;
+}
+
+static int mgr__io_real_timer(void *user)
+{
+    (void)user;
+    int fd = timerfd_create(MGR__IO_CLOCK, TFD_CLOEXEC | TFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static int mgr__io_real_timer_set(void *user, int timer, int64_t at_ms)
+{
+    struct itimerspec at;
+    (void)user;
+    memset(&at, 0, sizeof at);
+    if (at_ms != MGR__NEVER) {
+        at_ms = mgr__max64(at_ms, 1);       /* 0 would disarm it; the past fires at once */
+        at.it_value.tv_sec = (time_t)(at_ms / 1000);
+        at.it_value.tv_nsec = (long)(at_ms % 1000) * 1000000;
+    }
+    return timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL) == 0 ? 0 : -errno;
+}
+#else
+static int mgr__io_real_epoll(void *user) { (void)user; return -ENOSYS; }
+static int mgr__io_real_timer(void *user) { (void)user; return -ENOSYS; }
+static int mgr__io_real_timer_set(void *user, int timer, int64_t at_ms) { (void)user; (void)timer; (void)at_ms; return -ENOSYS; }
+static int mgr__io_real_epoll_set(void *user, int epoll, int fd, short interest, mgr__io_change change)
+{
+    (void)user; (void)epoll; (void)fd; (void)interest; (void)change;
+    return -ENOSYS;
+}
+#endif
+
+static int mgr__io_real_read_all(int fd, mgr__buf *out)
+{
+    for (;;) {
+        char some[512];     /* small steps: such files hold a token or a line of /proc */
+        ssize_t got = mgr__io_real_read(NULL, fd, some, sizeof some);
+        if (got <= 0) return (int)got;
+        bool over = (size_t)got > out->bytes_max - out->len;
+        mgr__buf_add(out, some, (size_t)got);
+        if (out->failed) return over ? -EFBIG : -ENOMEM;
+    }
+}
+
+/* Non-blocking, so that a FIFO without a writer reads as empty and cannot hang us. */
+static int mgr__io_real_read_file(void *user, const char *path, mgr__buf *out)
+{
+    (void)user;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return -errno;
+    int result = mgr__io_real_read_all(fd, out);
+    close(fd);
+    return result;
+}
+
+static int mgr__io_real_hostname(void *user, char *to, size_t to_bytes)
+{
+    (void)user;
+    if (gethostname(to, to_bytes) != 0) return -errno;
+    to[to_bytes - 1] = 0;       /* POSIX leaves a cut name open */
+    return 0;
+}
+
+static const char *mgr__io_real_environment(void *user, const char *name)
+{
+    (void)user;
+    const char *value = getenv(name);
+    return value && value[0] ? value : NULL;
+}
+
+static pid_t mgr__io_real_process(void *user) { (void)user; return getpid(); }
+
+static size_t mgr__io_real_resolve(void *user, const char *host, const char *port, mgr__address *out, size_t out_max, const char **why)
+{
+    struct addrinfo wanted, *found = NULL;
+    size_t count = 0;
+    (void)user;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.ai_family = AF_UNSPEC;
+    wanted.ai_socktype = SOCK_STREAM;
+    int failed = getaddrinfo(host, port, &wanted, &found);
+    if (failed) { *why = failed == EAI_SYSTEM ? strerror(errno) : gai_strerror(failed); return 0; }
+    for (const struct addrinfo *at = found; at && count < out_max; at = at->ai_next) {
+        if (at->ai_addrlen > sizeof out->at) continue;
+        memset(&out[count].at, 0, sizeof out[count].at);
+        memcpy(&out[count].at, at->ai_addr, at->ai_addrlen);
+        out[count++].len = at->ai_addrlen;
+    }
+    freeaddrinfo(found);
+    if (!count) *why = "no address of a known kind";
+    return count;
+}
+
+static mgr__io mgr__io_real(void)
+{
+    mgr__io io;
+    memset(&io, 0, sizeof io);
+    io.clock_ms = mgr__io_real_clock_ms;
+    io.realtime_ms = mgr__io_real_realtime_ms;
+    io.random = mgr__io_real_random;
+    io.socket = mgr__io_real_socket;
+    io.connect = mgr__io_real_connect;
+    io.socket_error = mgr__io_real_socket_error;
+    io.send = mgr__io_real_send;
+    io.recv = mgr__io_real_recv;
+    io.read = mgr__io_real_read;
+    io.write = mgr__io_real_write;
+    io.close = mgr__io_real_close;
+    io.poll = mgr__io_real_poll;
+    io.pipe = mgr__io_real_pipe;
+    io.epoll = mgr__io_real_epoll;
+    io.epoll_set = mgr__io_real_epoll_set;
+    io.timer = mgr__io_real_timer;
+    io.timer_set = mgr__io_real_timer_set;
+    io.read_file = mgr__io_real_read_file;
+    io.hostname = mgr__io_real_hostname;
+    io.environment = mgr__io_real_environment;
+    io.process = mgr__io_real_process;
+    io.resolve = mgr__io_real_resolve;
+    return io;
+}
+
+/* ---- what every user of the table needs ---- */
+
+static int64_t mgr__io_now(const mgr__io *io) { return io->clock_ms(io->user); }
+
+/* What a call's negative answer means. */
+static const char *mgr__io_text(ssize_t result) { return strerror((int)-result); }
+
+/* RFC 3339, UTC, to the millisecond: "2026-01-31T12:00:00.000Z". */
+static void mgr__io_rfc3339(char to[32], int64_t realtime_ms)
+{
+    struct tm at;
+    time_t seconds = (time_t)(realtime_ms / 1000);
+    if (realtime_ms < 0 || !gmtime_r(&seconds, &at) || at.tm_year > 8099) { memcpy(to, "1970-01-01T00:00:00.000Z", 25); return; }
+    size_t len = strftime(to, 32, "%Y-%m-%dT%H:%M:%S", &at);
+    snprintf(to + len, 32 - len, ".%03dZ", (int)(realtime_ms % 1000));
+}
+
+/* ---- addresses of agents ---- */
+
+typedef struct mgr__io_place { mgr__str host; mgr__str port; bool bracketed; } mgr__io_place;
+
+static bool mgr__io_blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+/* Without the white space around it, the end of a line in a file included. */
+static mgr__str mgr__io_trim(mgr__str s)
+{
+    while (s.len && mgr__io_blank(s.at[0])) s = mgr__str_skip(s, 1);
+    while (s.len && mgr__io_blank(s.at[s.len - 1])) s.len--;
+    return s;
+}
+
+static size_t mgr__io_find(mgr__str s, char c)
+{
+    const void *at = s.len ? memchr(s.at, c, s.len) : NULL;
+    return at ? (size_t)((const char *)at - s.at) : s.len;
+}
+
+/* A port of 1 .. 65535 in digits. */
+static bool mgr__io_port(mgr__str s, uint16_t *port)
+{
+    uint32_t value = 0;
+    if (!s.len || s.len > 5) return false;
+    for (size_t i = 0; i < s.len; i++) {
+        if (s.at[i] < '0' || s.at[i] > '9') return false;
+        value = value * 10 + (uint32_t)(s.at[i] - '0');
+    }
+    *port = (uint16_t)value;
+    return value > 0 && value <= 65535;
+}
+
+/* Take "host", "host:port", "[v6]" or "[v6]:port" apart; NULL, or what is wrong. */
+static const char *mgr__io_place_split(mgr__str s, mgr__io_place *place)
+{
+    place->bracketed = s.len && s.at[0] == '[';
+    if (place->bracketed) {
+        size_t end = mgr__io_find(s, ']');
+        if (end == s.len) return "a '[' without its ']'";
+        place->host = mgr__str_make(s.at + 1, end - 1);
+        s = mgr__str_skip(s, end + 1);
+        if (s.len && s.at[0] != ':') return "something other than a port behind ']'";
+    } else {
+        place->host = mgr__str_make(s.at, mgr__io_find(s, ':'));
+        s = mgr__str_skip(s, place->host.len);
+        if (s.len && mgr__io_find(mgr__str_skip(s, 1), ':') != s.len - 1) return "write an IPv6 address in brackets, as in [::1]:8500";
+    }
+    place->port = s.len ? mgr__str_skip(s, 1) : mgr__str_of("8500");
+    if (!place->host.len) return "the host is missing";
+    if (place->host.len > MGR__IO_HOST_BYTES_MAX) return "the host name is too long";
+    for (size_t i = 0; i < place->host.len; i++)
+        if (!mgr__key_plain((unsigned char)place->host.at[i]) && !strchr(place->bracketed ? ".:%" : ".", place->host.at[i]))
+            return "the host has a character that no host name has";
+    return NULL;
+}
+
+/* An address in numbers needs no resolver, which a static program may lack. */
+static bool mgr__io_numeric(const char *host, uint16_t port, mgr__address *out)
+{
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    memset(&v4, 0, sizeof v4);
+    memset(&v6, 0, sizeof v6);
+    memset(&out->at, 0, sizeof out->at);
+    if (inet_pton(AF_INET, host, &v4.sin_addr) == 1) {
+        v4.sin_family = AF_INET;
+        v4.sin_port = htons(port);
+        memcpy(&out->at, &v4, out->len = sizeof v4);
+        return true;
+    }
+    if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1) return false;
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = htons(port);
+    memcpy(&out->at, &v6, out->len = sizeof v6);
+    return true;
+}
+
+static void mgr__io_address_name(mgr__address *address, const mgr__io_place *place, const char *host, uint16_t port, bool by_name)
+{
+    char number[INET6_ADDRSTRLEN] = "";
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    snprintf(address->host_header, sizeof address->host_header, "%s%s%s:%u",
+             place->bracketed ? "[" : "", host, place->bracketed ? "]" : "", (unsigned)port);
+    memcpy(&v4, &address->at, sizeof v4);
+    memcpy(&v6, &address->at, sizeof v6);
+    if (by_name && address->at.ss_family == AF_INET) inet_ntop(AF_INET, &v4.sin_addr, number, sizeof number);
+    if (by_name && address->at.ss_family == AF_INET6) inet_ntop(AF_INET6, &v6.sin6_addr, number, sizeof number);
+    if (number[0]) snprintf(address->text, sizeof address->text, "%s (%s)", address->host_header, number);
+    else mgr__copy_text(address->text, sizeof address->text, mgr__str_of(address->host_header));
+}
+
+/* "unix:///path": *out, or what is wrong. */
+static const char *mgr__io_lookup_unix(mgr__str path, mgr__address *out)
+{
+    struct sockaddr_un un;
+    memset(&un, 0, sizeof un);
+    memset(out, 0, sizeof *out);
+    if (!path.len || path.at[0] != '/') return "the path of a Unix socket starts with '/', as in unix:///run/consul.sock";
+    if (path.len >= sizeof un.sun_path) return "the path is longer than a Unix socket's may be";
+    un.sun_family = AF_UNIX;
+    memcpy(un.sun_path, path.at, path.len);
+    memcpy(&out->at, &un, out->len = sizeof un);
+    snprintf(out->text, sizeof out->text, "unix://%.*s", (int)path.len, path.at);
+    mgr__copy_text(out->host_header, sizeof out->host_header, mgr__str_of("localhost"));
+    return NULL;
+}
+
+/* Addresses of one element of the list. 0: *why says what is wrong with it, and
+ * *unknown whether that is only that its name has no address now. */
+static size_t mgr__io_lookup_one(const mgr__io *io, mgr__str s, mgr__address *out, size_t out_max, const char **why, bool *unknown)
+{
+    mgr__io_place place;
+    uint16_t port = 0;
+    char host[MGR__IO_HOST_BYTES_MAX + 1], port_text[8];
+    *unknown = false;
+    if (mgr__str_starts(s, "unix://")) { *why = mgr__io_lookup_unix(mgr__str_skip(s, 7), out); return *why ? 0 : 1; }
+    if (mgr__str_starts(s, "https://")) {
+        *why = "there is no TLS here: use the agent on this host, as in http://127.0.0.1:8500 or unix:///path";
+        return 0;
+    }
+    if (mgr__str_starts(s, "http://")) s = mgr__str_skip(s, 7);
+    if (s.len && s.at[s.len - 1] == '/') s.len--;
+    if (mgr__io_find(s, '/') != s.len) { *why = "give host:port, http://host:port or unix:///path, without anything behind it"; return 0; }
+    *why = mgr__io_place_split(s, &place);
+    if (!*why && !mgr__io_port(place.port, &port)) *why = "the port is not a number from 1 to 65535";
+    if (*why) return 0;
+    mgr__copy_text(host, sizeof host, place.host);
+    snprintf(port_text, sizeof port_text, "%u", (unsigned)port);
+    bool numeric = mgr__io_numeric(host, port, out);
+    size_t count = numeric ? 1 : io->resolve(io->user, host, port_text, out, out_max, why);
+    for (size_t i = 0; i < count; i++) mgr__io_address_name(&out[i], &place, host, port, !numeric);
+    *unknown = count == 0;
+    return count;
+}
+
+/* A comma list of agents' addresses ("host:port", "http://host:port",
+ * "[v6]:port", "unix:///path"; the port may be left out) -> up to out_max
+ * addresses in its order. One line in *error for each failure.
+ * MGR_OK, with something in *error: some names have no address, others do.
+ * MGR_INVALID: not an address; MGR_UNREACHABLE: no name has an address;
+ * MGR_LIMIT: more than out_max. May block in the resolver. */
+static mgr_result mgr__io_lookup(const mgr__io *io, const char *list, mgr__address *out, size_t out_max, size_t *count, mgr__buf *error)
+{
+    mgr__str rest = mgr__str_of(list);
+    *count = 0;
+    for (bool more = true; more;) {
+        size_t end = mgr__io_find(rest, ',');
+        mgr__str one = mgr__io_trim(mgr__str_make(rest.at, end));
+        const char *why = "";
+        bool unknown = false;
+        more = end < rest.len;
+        rest = mgr__str_skip(rest, more ? end + 1 : end);
+        if (*count == out_max) {
+            mgr__buf_printf(error, "more than %zu addresses of Consul agents (MGR_ADDRESS_COUNT_MAX)", out_max);
+            return MGR_LIMIT;
+        }
+        size_t found = mgr__io_lookup_one(io, one, out + *count, out_max - *count, &why, &unknown);
+        *count += found;
+        if (found) continue;
+        if (error->len) mgr__buf_text(error, "; ");
+        mgr__buf_printf(error, "address \"%.*s\" of a Consul agent: %s", (int)(one.len < 300 ? one.len : 300), one.at, why);
+        if (!unknown) return MGR_INVALID;
+    }
+    return *count ? MGR_OK : MGR_UNREACHABLE;
+}
+
+/* ---- processes ----
+ * Thin wrappers for guard, keeper and the children that become workers. They run
+ * in forked copies of a host that may have had threads: nothing here allocates,
+ * prints or takes a lock. A result is >= 0, or -errno. */
+
+#include <link.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define MGR__SANITIZE_ADDRESS 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MGR__SANITIZE_ADDRESS 1
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define MGR__SANITIZE_THREAD 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MGR__SANITIZE_THREAD 1
+#endif
+#endif
+
+/* libc headers older than the kernel do not know these; the numbers are the same
+ * on every architecture that manager.h has been built for. */
+#if defined(__linux__) && !defined(SYS_pidfd_send_signal)
+#define SYS_pidfd_send_signal 424
+#endif
+#if defined(__linux__) && !defined(SYS_pidfd_open)
+#define SYS_pidfd_open 434
+#endif
+#if defined(__linux__) && !defined(SYS_close_range)
+#define SYS_close_range 436
+#endif
+
+static int mgr__process_code(long result) { return result < 0 ? -errno : (int)result; }
+
+/* Milliseconds on the clock that also counts suspension; every deadline is in it. */
+static int64_t mgr__process_now_ms(void)
+{
+    struct timespec ts;
+#ifdef CLOCK_BOOTTIME
+    if (clock_gettime(CLOCK_BOOTTIME, &ts) == 0) return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+#endif
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static pid_t mgr__process_self(void) { return getpid(); }
+static pid_t mgr__process_parent(void) { return getppid(); }
+static uid_t mgr__process_euid(void) { return geteuid(); }
+static void mgr__process_exit(int status) { _exit(status); }
+
+/* ---- descriptors ---- */
+
+static int mgr__process_close(int fd) { return fd < 0 ? 0 : mgr__process_code(close(fd)); }
+
+static int mgr__process_read(int fd, void *to, size_t bytes)
+{
+    ssize_t got;
+    do got = read(fd, to, bytes); while (got < 0 && errno == EINTR);
+    return mgr__process_code((long)got);
+}
+
+static int mgr__process_write(int fd, const void *from, size_t bytes)
+{
+    ssize_t put;
+    do put = write(fd, from, bytes); while (put < 0 && errno == EINTR);
+    return mgr__process_code((long)put);
+}
+
+/* A host may run with 0 to 2 closed; what we keep must not take their place. */
+static int mgr__process_fd_high(int fd)
+{
+    if (fd < 0 || fd > 2) return fd;
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3), error = errno;
+    close(fd);
+    return high < 0 ? -error : high;
+}
+
+static int mgr__process_high_both(int fds[2])
+{
+    fds[0] = mgr__process_fd_high(fds[0]);
+    fds[1] = mgr__process_fd_high(fds[1]);
+    if (fds[0] >= 0 && fds[1] >= 0) return 0;
+    int code = fds[0] < 0 ? fds[0] : fds[1];
+    mgr__process_close(fds[0]);
+    mgr__process_close(fds[1]);
+    return code;
+}
+
+static int mgr__process_socketpair(int fds[2])
+{
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) < 0) return -errno;
+    return mgr__process_high_both(fds);
+}
+
+static int mgr__process_pipe(int fds[2])
+{
+    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) return -errno;
+    return mgr__process_high_both(fds);
+}
+
+static int mgr__process_inherit(int fd, bool on) { return mgr__process_code(fcntl(fd, F_SETFD, on ? 0 : FD_CLOEXEC)); }
+static int mgr__process_dup_to(int fd, int to) { return mgr__process_code(dup2(fd, to)); }
+
+/* Write `text` to a file of the kernel's; the result says whether it took it. */
+static int mgr__process_file_put(const char *path, const char *text, size_t bytes)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    int put = mgr__process_write(fd, text, bytes);
+    close(fd);
+    return put;
+}
+
+/* The file's beginning, terminated. */
+static int mgr__process_file_get(const char *path, char *to, size_t to_bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    int got = mgr__process_read(fd, to, to_bytes - 1);
+    close(fd);
+    to[got > 0 ? got : 0] = 0;
+    return got;
+}
+
+/* Decimal digits without stdio; returns the end, where a terminator stands. */
+static char *mgr__process_digits(char *to, uint64_t value)
+{
+    char reversed[20];
+    size_t count = 0;
+    do reversed[count++] = (char)('0' + value % 10); while ((value /= 10) != 0);
+    while (count) *to++ = reversed[--count];
+    *to = 0;
+    return to;
+}
+
+static char *mgr__process_append(char *to, const char *text)
+{
+    while (*text) *to++ = *text++;
+    *to = 0;
+    return to;
+}
+
+static uint64_t mgr__process_number(const char **at)
+{
+    uint64_t value = 0;
+    while (**at == ' ') ++*at;
+    while (**at >= '0' && **at <= '9') value = value * 10 + (uint64_t)(*(*at)++ - '0');
+    return value;
+}
+
+#ifdef __linux__
+/* One entry of getdents64's answer; `name` is NULL at the end. */
+static size_t mgr__process_dirent(const char *at, const char **name)
+{
+    unsigned short bytes;
+    memcpy(&bytes, at + 16, sizeof bytes);   /* after inode and offset, 8 bytes each */
+    *name = at + 19;
+    return bytes;
+}
+
+static int mgr__process_getdents(int fd, char *to, size_t bytes) { return mgr__process_code(syscall(SYS_getdents64, fd, to, bytes)); }
+#endif
+
+static bool mgr__process_among(int fd, const int *keep, size_t keep_count)
+{
+    for (size_t i = 0; i < keep_count; i++) if (keep[i] == fd) return true;
+    return false;
+}
+
+/* Without close_range: by the list of what is open, never by counting up to
+ * RLIMIT_NOFILE, which may be a billion. Closing changes the directory under us,
+ * so it is read anew until a pass closes nothing. */
+static void mgr__process_close_listed(const int *keep, size_t keep_count)
+{
+#ifdef __linux__
+    char entries[2048];
+    for (bool again = true; again; ) {
+        again = false;
+        int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
+        if (dir < 0) return;
+        while ((got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
+            const char *name;
+            for (int at = 0; at < got; at += (int)mgr__process_dirent(entries + at, &name)) {
+                mgr__process_dirent(entries + at, &name);
+                if (*name < '0' || *name > '9') continue;
+                int fd = (int)mgr__process_number(&name);
+                if (fd != dir && !mgr__process_among(fd, keep, keep_count) && close(fd) == 0) again = true;
+            }
+        }
+        close(dir);
+    }
+#else
+    for (int fd = 0; fd < 1024; fd++) if (!mgr__process_among(fd, keep, keep_count)) close(fd);
+#endif
+}
+
+static int mgr__process_close_range(unsigned from, unsigned to)
+{
+#ifdef __linux__
+    return from > to ? 0 : mgr__process_code(syscall(SYS_close_range, from, to, 0));
+#else
+    (void)from; (void)to;
+    return -ENOSYS;
+#endif
+}
+
+/* Close everything but `keep`: the gaps between them, in ascending order. Comes
+ * before any dup, so that a host at its descriptor limit leaves us room. */
+static void mgr__process_close_others(const int *keep, size_t keep_count)
+{
+    unsigned from = 0;
+    for (;;) {
+        int next = INT_MAX;
+        for (size_t i = 0; i < keep_count; i++) if (keep[i] >= (int)from && keep[i] < next) next = keep[i];
+        unsigned to = next == INT_MAX ? UINT_MAX : (unsigned)next - 1u;
+        if (next != 0 && mgr__process_close_range(from, to) < 0) { mgr__process_close_listed(keep, keep_count); return; }
+        if (next == INT_MAX) return;
+        from = (unsigned)next + 1;
+    }
+}
+
+/* Afterwards keep[i] is descriptor 3 + i, close-on-exec, and 0 to 2 are /dev/null,
+ * as is the place of whatever is absent (keep[i] is then -1), lest another
+ * descriptor be taken for it. Nothing else is open. */
+static int mgr__process_fds_settle(int *keep, size_t keep_count)
+{
+    mgr__process_close_others(keep, keep_count);
+    for (size_t i = 0; i < keep_count; i++) {
+        if (keep[i] < 0) continue;
+        int high = fcntl(keep[i], F_DUPFD_CLOEXEC, (int)(3 + keep_count));
+        if (high < 0 && errno != EBADF) return -errno;
+        keep[i] = high;
+    }
+    for (int fd = 0; fd < (int)(3 + keep_count); fd++) close(fd);
+    if (open("/dev/null", O_RDWR) != 0 || dup2(0, 1) < 0 || dup2(0, 2) < 0) return -errno;
+    for (size_t i = 0; i < keep_count; i++) {
+        int at = (int)(3 + i);
+        if (dup2(keep[i] < 0 ? 0 : keep[i], at) < 0 || fcntl(at, F_SETFD, FD_CLOEXEC) < 0) return -errno;
+        if (keep[i] < 0) continue;
+        close(keep[i]);
+        keep[i] = at;
+    }
+    return 0;
+}
+
+/* ---- memory ---- */
+
+/* Memory that forks share and, through its descriptor, an exec'd keeper as well. */
+static void *mgr__process_shared_make(size_t bytes, int *fd)
+{
+    *fd = -1;
+#if defined(__linux__) && defined(SYS_memfd_create)
+    *fd = mgr__process_fd_high((int)syscall(SYS_memfd_create, "manager", 1u /* MFD_CLOEXEC */));
+    if (*fd >= 0 && ftruncate(*fd, (off_t)bytes) < 0) { close(*fd); *fd = -1; }
+#endif
+    int flags = *fd >= 0 ? MAP_SHARED : MAP_SHARED | MAP_ANONYMOUS;
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, *fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+static void *mgr__process_shared_map(int fd, size_t bytes)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0 || (size_t)st.st_size < bytes) return NULL;
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+/* Zeroed pages that cost nothing until they are touched: malloc is not ours after a fork. */
+static void *mgr__process_pages(size_t bytes)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+static void mgr__process_unmap(void *at, size_t bytes) { if (at) munmap(at, bytes); }
+
+/* What a forked copy still needs of its host's memory: the surroundings of the
+ * first two addresses (the kernel merges mappings, so that a large block may lie
+ * in one with a thread's local storage), the whole mapping of the others. */
+enum { MGR__PROCESS_PINS_MAX = 128, MGR__PROCESS_PIN_NEAR = 2, MGR__PROCESS_UNMAP_BYTES_MIN = 1 << 20 };
+typedef struct mgr__process_pins { uintptr_t at[MGR__PROCESS_PINS_MAX]; size_t count; bool full; } mgr__process_pins;
+
+static void mgr__process_pin(mgr__process_pins *pins, const void *at)
+{
+    if (!at) return;
+    if (pins->count == MGR__PROCESS_PINS_MAX) pins->full = true;
+    else pins->at[pins->count++] = (uintptr_t)at;
+}
+
+static int mgr__process_pin_object(struct dl_phdr_info *info, size_t bytes, void *pins)
+{
+    mgr__process_pins *to = (mgr__process_pins *)pins;
+    uintptr_t name = (uintptr_t)info->dlpi_name, local = to->at[MGR__PROCESS_PIN_NEAR - 1];
+    (void)bytes;
+    if ((name > local ? name - local : local - name) >= MGR__PROCESS_UNMAP_BYTES_MIN) mgr__process_pin(to, info->dlpi_name);
+    return 0;
+}
+
+/* In the host, before the fork. A lazily bound call reads the dynamic linker's
+ * lists, and those of libraries loaded by dlopen lie on the heap beside their
+ * names: what holds a name stays mapped. Those of the program's own libraries are
+ * near the thread-local storage. */
+static void mgr__process_pins_init(mgr__process_pins *pins)
+{
+    memset(pins, 0, sizeof *pins);
+    mgr__process_pin(pins, pins);       /* our stack */
+    mgr__process_pin(pins, &errno);     /* and thread-local storage */
+    dl_iterate_phdr(mgr__process_pin_object, pins);
+}
+
+typedef struct mgr__process_map { uintptr_t from, to; bool droppable, backed; } mgr__process_map;
+
+static uintptr_t mgr__process_hex(const char **at)
+{
+    uintptr_t value = 0;
+    for (;; ++*at) {
+        char c = **at;
+        if (c >= '0' && c <= '9') value = value * 16 + (uintptr_t)(c - '0');
+        else if (c >= 'a' && c <= 'f') value = value * 16 + (uintptr_t)(c - 'a' + 10);
+        else return value;
+    }
+}
+
+/* A line of /proc/self/maps: "from-to rwxp offset dev inode   name". */
+static mgr__process_map mgr__process_map_parse(const char *line)
+{
+    mgr__process_map map;
+    const char *at = line;
+    map.from = mgr__process_hex(&at);
+    at += *at == '-';
+    map.to = mgr__process_hex(&at);
+    at += *at == ' ';
+    bool owned = at[0] && at[1] && at[2] && at[3] == 'p', ours = owned && at[0] == 'r' && at[1] == 'w' && at[2] == '-';
+    for (int field = 0; field < 3; field++) { while (*at && *at != ' ') at++; while (*at == ' ') at++; }
+    map.backed = owned && *at != '0';   /* an inode: a file's data, behind which its zeroed data may lie */
+    while (*at && *at != ' ') at++;
+    while (*at == ' ') at++;
+    map.droppable = ours && !map.backed && (*at == 0 || strcmp(at, "[heap]") == 0 || strncmp(at, "[anon", 5) == 0);
+    return map;
+}
+
+static bool mgr__process_pinned(const mgr__process_pins *pins, const mgr__process_map *map)
+{
+    for (size_t i = MGR__PROCESS_PIN_NEAR; i < pins->count; i++) if (pins->at[i] >= map->from && pins->at[i] < map->to) return true;
+    return false;
+}
+
+/* Unmap what is left of from..to without the surroundings of the near pins. */
+static void mgr__process_unmap_around(const mgr__process_pins *pins, uintptr_t from, uintptr_t to)
+{
+    const uintptr_t near_bytes = MGR__PROCESS_UNMAP_BYTES_MIN;
+    while (from < to) {
+        uintptr_t end = to, next = to;
+        for (size_t i = 0; i < MGR__PROCESS_PIN_NEAR; i++) {
+            uintptr_t page = pins->at[i] & ~(near_bytes - 1), low = page - near_bytes, high = page + 2 * near_bytes;
+            if (low < end && high > from) { end = low > from ? low : from; next = high; }
+        }
+#ifdef __linux__
+        if (end > from) syscall(SYS_munmap, from, end - from);
+#endif
+        from = next;
+    }
+}
+
+/* Give the host's large private memory back: a forked copy of it would cost its
+ * whole size once the host writes, and draw the OOM killer. Only anonymous
+ * mappings go, none that follows a file's (they are a program's or library's
+ * zeroed data), and nothing small: little to gain, and libc keeps things there. */
+static void mgr__process_unmap_host(const mgr__process_pins *pins)
+{
+#if defined(__linux__) && !defined(MGR__SANITIZE_ADDRESS) && !defined(MGR__SANITIZE_THREAD)
+    char line[512], chunk[1024];
+    size_t len = 0;
+    int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), got;
+    mgr__process_map map, before;
+    memset(&before, 0, sizeof before);
+    if (fd < 0 || pins->full) { mgr__process_close(fd); return; }
+    while ((got = mgr__process_read(fd, chunk, sizeof chunk)) > 0) {
+        for (int i = 0; i < got; i++) {
+            if (chunk[i] != '\n') { if (len < sizeof line - 1) line[len++] = chunk[i]; continue; }
+            line[len] = 0;
+            len = 0;
+            map = mgr__process_map_parse(line);
+            bool data = before.backed && before.to == map.from;
+            if (map.droppable && !data && map.to - map.from >= MGR__PROCESS_UNMAP_BYTES_MIN && !mgr__process_pinned(pins, &map))
+                mgr__process_unmap_around(pins, map.from, map.to);
+            before = map;
+        }
+    }
+    close(fd);
+#else
+    (void)pins;
+#endif
+}
+
+/* ---- signals and waiting ---- */
+
+static void mgr__process_on_child(int signo) { (void)signo; }   /* it only ends a ppoll */
+
+static void mgr__process_handle(int signo, void (*handler)(int))
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = handler;
+    sigaction(signo, &action, NULL);
+}
+
+static void mgr__process_signals_block(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, before);
+}
+
+static void mgr__process_signals_restore(const sigset_t *before) { sigprocmask(SIG_SETMASK, before, NULL); }
+
+static void mgr__process_signals_default(void)
+{
+    for (int signo = 1; signo < 65; signo++) mgr__process_handle(signo, SIG_DFL);
+}
+
+/* In a worker, last thing before exec. */
+static void mgr__process_signals_open(void)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    mgr__process_signals_default();
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* First thing in guard and keeper, entered with all signals blocked: nothing of
+ * the host's handlers, stack or terminal remains. Every signal stays blocked for
+ * good, SIGCHLD gets through while mgr__process_poll waits. Those that a terminal
+ * or a service manager sends to everybody are ignored: both end after their host. */
+static void mgr__process_detach(void)
+{
+    static const int ignored[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGPIPE, SIGUSR1, SIGUSR2, SIGALRM };
+    stack_t none;
+    memset(&none, 0, sizeof none);
+    none.ss_flags = SS_DISABLE;
+    sigaltstack(&none, NULL);
+    mgr__process_signals_default();
+    for (size_t i = 0; i < MGR__COUNT(ignored); i++) mgr__process_handle(ignored[i], SIG_IGN);
+    mgr__process_handle(SIGCHLD, mgr__process_on_child);
+    setsid();
+    if (chdir("/") < 0) return;   /* no root directory: then it is nobody's mount that we hold */
+}
+
+static mode_t mgr__process_umask(mode_t mask) { return umask(mask); }
+
+/* Wait for descriptors or a child's end, at most timeout_ms. */
+static int mgr__process_poll(struct pollfd *fds, size_t fd_count, int timeout_ms)
+{
+    sigset_t mask;
+    struct timespec ts;
+    ts.tv_sec = timeout_ms / 1000;
+    ts.tv_nsec = (long)(timeout_ms % 1000) * 1000000;
+    sigfillset(&mask);
+    sigdelset(&mask, SIGCHLD);
+    return mgr__process_code(ppoll(fds, (nfds_t)fd_count, timeout_ms < 0 ? NULL : &ts, &mask));
+}
+
+/* The same in the host, whose signal mask is its own. Not a wait for deadlines. */
+static int mgr__process_poll_one(int fd, short events, int timeout_ms)
+{
+    struct pollfd one;
+    one.fd = fd;
+    one.events = events;
+    one.revents = 0;
+    int got = poll(&one, 1, timeout_ms);
+    return got < 0 ? -errno : got ? one.revents : 0;
+}
+
+/* A child that makes no SIGCHLD and that no wait without __WALL sees, or an
+ * ordinary one. The raw call: libc's fork would run the host's atfork handlers
+ * and need its locks. With no flag and no signal every argument is 0, so that
+ * their order, which differs between architectures, does not matter. */
+static pid_t mgr__process_fork(bool silent)
+{
+#if defined(__linux__) && defined(SYS_clone) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
+    unsigned long flags = silent ? 0 : SIGCHLD;
+#if defined(__s390__) || defined(__CRIS__)
+    return (pid_t)mgr__process_code(syscall(SYS_clone, 0ul, flags, 0ul, 0ul, 0ul));
+#else
+    return (pid_t)mgr__process_code(syscall(SYS_clone, flags, 0ul, 0ul, 0ul, 0ul));
+#endif
+#else
+    (void)silent;
+    return (pid_t)mgr__process_code(fork());
+#endif
+}
+
+typedef struct mgr__process_end { pid_t pid; int status; } mgr__process_end;   /* exit status, or -signal */
+
+/* 1: *out is one that ended; with peek it stays a zombie, which pins its number.
+ * 0: there are children, none has ended. -ECHILD: there is no child at all, hence
+ * in a subreaper no descendant. pid 0 means any child: never in the host, whose
+ * children are its own. */
+static int mgr__process_wait(pid_t pid, bool peek, mgr__process_end *out)
+{
+    siginfo_t info;
+    int flags = WEXITED | WNOHANG | (peek ? WNOWAIT : 0), got;
+#ifdef __WALL
+    flags |= __WALL;
+#endif
+    memset(&info, 0, sizeof info);
+    do got = waitid(pid ? P_PID : P_ALL, (id_t)pid, &info, flags); while (got < 0 && errno == EINTR);
+    if (got < 0) return -errno;
+    if (info.si_pid == 0) return 0;
+    out->pid = info.si_pid;
+    out->status = info.si_code == CLD_EXITED ? info.si_status : -info.si_status;
+    return 1;
+}
+
+/* By number: only for our own children that we have not reaped. */
+static int mgr__process_kill(pid_t child, int signo) { return mgr__process_code(kill(child, signo)); }
+static int mgr__process_kill_group(pid_t leader, int signo) { return mgr__process_code(kill(-leader, signo)); }
+static int mgr__process_group(pid_t pid) { return mgr__process_code(setpgid(pid, pid)); }
+
+static int mgr__process_pidfd(pid_t pid)
+{
+#ifdef __linux__
+    return mgr__process_fd_high(mgr__process_code(syscall(SYS_pidfd_open, pid, 0)));
+#else
+    (void)pid;
+    return -ENOSYS;
+#endif
+}
+
+static int mgr__process_pidfd_kill(int pidfd, int signo)
+{
+#ifdef __linux__
+    return mgr__process_code(syscall(SYS_pidfd_send_signal, pidfd, signo, NULL, 0));
+#else
+    (void)pidfd; (void)signo;
+    return -ENOSYS;
+#endif
+}
+
+static int mgr__process_name(const char *name)
+{
+#ifdef __linux__
+    return mgr__process_code(prctl(PR_SET_NAME, name, 0ul, 0ul, 0ul));
+#else
+    (void)name;
+    return -ENOSYS;
+#endif
+}
+
+/* From now on orphans among our descendants become our children. */
+static int mgr__process_subreaper(void)
+{
+#ifdef __linux__
+    return mgr__process_code(prctl(PR_SET_CHILD_SUBREAPER, 1ul, 0ul, 0ul, 0ul));
+#else
+    return -ENOSYS;
+#endif
+}
+
+/* The signal we get when our parent dies. */
+static int mgr__process_death_signal(int signo)
+{
+#ifdef __linux__
+    return mgr__process_code(prctl(PR_SET_PDEATHSIG, (unsigned long)signo, 0ul, 0ul, 0ul));
+#else
+    (void)signo;
+    return -ENOSYS;
+#endif
+}
+
+/* ---- timers on the clock that counts suspension; -1 where there are none ---- */
+
+static int mgr__process_timer_open(void)
+{
+#ifdef __linux__
+    int fd = timerfd_create(CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC);
+    return mgr__process_fd_high(mgr__process_code(fd));
+#else
+    return -ENOSYS;
+#endif
+}
+
+static void mgr__process_timer_set(int fd, int64_t at_ms)
+{
+#ifdef __linux__
+    struct itimerspec spec;
+    memset(&spec, 0, sizeof spec);
+    if (at_ms < 1) at_ms = 1;           /* zero would disarm it */
+    spec.it_value.tv_sec = (time_t)(at_ms / 1000);
+    spec.it_value.tv_nsec = (long)(at_ms % 1000) * 1000000;
+    if (fd >= 0) timerfd_settime(fd, TFD_TIMER_ABSTIME, &spec, NULL);
+#else
+    (void)fd; (void)at_ms;
+#endif
+}
+
+/* ---- limits and priority ---- */
+
+typedef struct mgr__process_rank { int nice, oom_bytes; char oom[16]; struct rlimit files; } mgr__process_rank;
+
+/* The keeper must run when nothing else does; what is refused is done without.
+ * `before` is what its workers get back. */
+static void mgr__process_rank_raise(mgr__process_rank *before)
+{
+    before->nice = getpriority(PRIO_PROCESS, 0);
+    before->oom_bytes = mgr__process_file_get("/proc/self/oom_score_adj", before->oom, sizeof before->oom);
+    setpriority(PRIO_PROCESS, 0, before->nice > -5 ? -5 : before->nice);
+    mgr__process_file_put("/proc/self/oom_score_adj", "-900", 4);
+    getrlimit(RLIMIT_NOFILE, &before->files);
+    struct rlimit more = before->files;
+    more.rlim_cur = more.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &more);
+}
+
+static void mgr__process_rank_restore(const mgr__process_rank *before)
+{
+    setpriority(PRIO_PROCESS, 0, before->nice);
+    if (before->oom_bytes > 0) mgr__process_file_put("/proc/self/oom_score_adj", before->oom, (size_t)before->oom_bytes);
+    setrlimit(RLIMIT_NOFILE, &before->files);
+}
+
+/* libc's setuid and its kin signal every thread that libc believes to exist; in a
+ * copy of a threaded host those are not there. */
+static int mgr__process_become(uid_t uid, gid_t gid)
+{
+#if defined(__linux__)
+#if defined(SYS_setresuid32)
+    long groups = syscall(SYS_setgroups32, 1, &gid);
+    if (groups < 0 || syscall(SYS_setresgid32, gid, gid, gid) < 0 || syscall(SYS_setresuid32, uid, uid, uid) < 0) return -errno;
+#else
+    long groups = syscall(SYS_setgroups, 1, &gid);
+    if (groups < 0 || syscall(SYS_setresgid, gid, gid, gid) < 0 || syscall(SYS_setresuid, uid, uid, uid) < 0) return -errno;
+#endif
+    return 0;
+#else
+    return setgroups(1, &gid) < 0 || setgid(gid) < 0 || setuid(uid) < 0 ? -errno : 0;
+#endif
+}
+
+static int mgr__process_chdir(const char *path) { return mgr__process_code(chdir(path)); }
+
+/* ---- exec ---- */
+
+/* The PATH among env's variables, or the one that sh falls back on. */
+static const char *mgr__process_path_of(char *const *env)
+{
+    for (; *env; env++) if (strncmp(*env, "PATH=", 5) == 0) return *env + 5;
+    return "/usr/local/bin:/usr/bin:/bin";
+}
+
+/* Returns only when it failed: -errno, as execvp would set it. libc's own would
+ * search with the keeper's environment, which may be unmapped. */
+static int mgr__process_exec(char *const *argv, char *const *env)
+{
+    char path[PATH_MAX];
+    size_t name_bytes = strlen(argv[0]) + 1;
+    bool denied = false;
+    if (name_bytes == 1) return -ENOENT;
+    if (strchr(argv[0], '/')) { execve(argv[0], argv, env); return -errno; }
+    for (const char *dir = mgr__process_path_of(env); ; ) {
+        const char *end = strchr(dir, ':');
+        size_t bytes = end ? (size_t)(end - dir) : strlen(dir);
+        if (bytes && bytes + 1 + name_bytes <= sizeof path) {
+            memcpy(path, dir, bytes);
+            path[bytes] = '/';
+            memcpy(path + bytes + 1, argv[0], name_bytes);
+            execve(path, argv, env);
+            if (errno == EACCES) denied = true;
+            else if (errno != ENOENT && errno != ENOTDIR) return -errno;
+        }
+        if (!end) return denied ? -EACCES : -ENOENT;
+        dir = end + 1;
+    }
+}
+
+/* Our own program anew, or the one at argv[0] when that is a path. Returns only on failure. */
+static int mgr__process_exec_self(char *const *argv, char *const *env)
+{
+    execve(strchr(argv[0], '/') ? argv[0] : "/proc/self/exe", argv, env);
+    return -errno;
+}
+
+/* ---- looking at processes ---- */
+
+typedef struct mgr__process {
+    pid_t    pid, parent, group;
+    uint64_t start;             /* ticks since boot */
+    char     state;             /* 'Z': dead, not reaped */
+    bool     marked;
+} mgr__process;
+
+/* False: there is no such process (any more). */
+static bool mgr__process_stat(pid_t pid, mgr__process *out)
+{
+    char path[48], text[1024];
+    mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)pid), "/stat");
+    if (mgr__process_file_get(path, text, sizeof text) <= 0) return false;
+    const char *at = strrchr(text, ')');    /* the name before it may hold anything */
+    if (!at || at[1] != ' ') return false;
+    out->pid = pid;
+    out->marked = false;
+    out->state = at[2];
+    at += 3;
+    out->parent = (pid_t)mgr__process_number(&at);
+    out->group = (pid_t)mgr__process_number(&at);
+    for (int field = 6; field <= 22; field++) {     /* the last is starttime */
+        while (*at == ' ' || *at == '-') at++;
+        out->start = mgr__process_number(&at);
+    }
+    return true;
+}
+
+/* Every process with this parent (0: any), at most max. -errno: /proc cannot be read. */
+static int mgr__process_list(pid_t parent, mgr__process *out, size_t max)
+{
+#ifdef __linux__
+    char entries[4096];
+    size_t count = 0;
+    int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
+    if (dir < 0) return -errno;
+    while ((got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
+        const char *name;
+        for (int at = 0; at < got; ) {
+            at += (int)mgr__process_dirent(entries + at, &name);
+            if (*name < '0' || *name > '9' || count == max) continue;
+            if (mgr__process_stat((pid_t)mgr__process_number(&name), &out[count]) && (!parent || out[count].parent == parent)) count++;
+        }
+    }
+    close(dir);
+    return got < 0 ? got : (int)count;
+#else
+    (void)parent; (void)out; (void)max;
+    return -ENOSYS;
+#endif
+}
+
+/* Whether `pid` is marked in a list in ascending order, as /proc gives it. */
+static bool mgr__process_marked(const mgr__process *list, size_t count, pid_t pid)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        if (list[mid].pid == pid) return list[mid].marked;
+        if (list[mid].pid < pid) low = mid + 1; else high = mid;
+    }
+    return false;
+}
+
+/* Mark the descendants of `root` in a list of all processes. */
+static void mgr__process_mark(mgr__process *list, size_t count, pid_t root)
+{
+    for (bool again = true; again; ) {
+        again = false;
+        for (size_t i = 0; i < count; i++) {
+            if (list[i].marked) continue;
+            if (list[i].parent != root && !mgr__process_marked(list, count, list[i].parent)) continue;
+            list[i].marked = again = true;
+        }
+    }
+}
+
+/* SIGKILL for one that may be no child of ours: its number could have passed to a
+ * stranger since it was listed, so the kill goes through a pidfd opened before it
+ * is looked at again. */
+static void mgr__process_kill_listed(const mgr__process *listed)
+{
+    mgr__process now;
+    int pidfd = mgr__process_pidfd(listed->pid);
+    bool same = mgr__process_stat(listed->pid, &now) && now.start == listed->start;
+    if (same && pidfd >= 0) mgr__process_pidfd_kill(pidfd, SIGKILL);
+    else if (same) kill(listed->pid, SIGKILL);
+    mgr__process_close(pidfd);
+}
+
+/* SIGKILL for an unreaped child, and at one blow for the group it leads: one that
+ * forks faster than we list cannot slip away while it stays in its group. */
+static void mgr__process_kill_child(const mgr__process *child)
+{
+    if (child->group == child->pid) mgr__process_kill_group(child->pid, SIGKILL);
+    mgr__process_kill(child->pid, SIGKILL);
+}
+
+/* SIGKILL for every descendant of `root`, which is this process (then its own
+ * children are known to be unreaped) or one of its children; not for root itself. */
+static void mgr__process_kill_below(pid_t root, mgr__process *scratch, size_t max)
+{
+    int count = mgr__process_list(0, scratch, max);
+    if (count <= 0) return;
+    mgr__process_mark(scratch, (size_t)count, root);
+    for (int i = 0; i < count; i++) {
+        if (!scratch[i].marked) continue;
+        if (scratch[i].parent == getpid()) mgr__process_kill_child(&scratch[i]);
+        else if (scratch[i].state != 'Z') mgr__process_kill_listed(&scratch[i]);
+    }
+}
+
+/* The value of `name` ("X=", with the sign) in the environment that a process was
+ * started with. False: it has none, or we may not look. */
+static bool mgr__process_environ(pid_t pid, const char *name, char *scratch, size_t scratch_bytes, char *out, size_t out_bytes)
+{
+    char path[48];
+    size_t len = 0, name_len = strlen(name);
+    int got;
+    mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)pid), "/environ");
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    while (len < scratch_bytes - 1 && (got = mgr__process_read(fd, scratch + len, scratch_bytes - 1 - len)) > 0) len += (size_t)got;
+    close(fd);
+    scratch[len] = 0;
+    for (size_t at = 0; at < len; at += strlen(scratch + at) + 1) {
+        if (strncmp(scratch + at, name, name_len) != 0) continue;
+        mgr__copy_text(out, out_bytes, mgr__str_of(scratch + at + name_len));
+        return true;
+    }
+    return false;
+}
+
+/* ---- sockets of the last words: plain, non-blocking, no names ---- */
+
+static int mgr__process_connect(const struct sockaddr_storage *address, socklen_t len)
+{
+    int fd = socket(address->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    if (connect(fd, (const struct sockaddr *)(const void *)address, len) == 0 || errno == EINPROGRESS) return fd;
+    int code = -errno;
+    close(fd);
+    return code;
+}
+
+static int mgr__process_send(int fd, const void *from, size_t bytes)
+{
+    ssize_t put;
+    do put = send(fd, from, bytes, MSG_NOSIGNAL | MSG_DONTWAIT); while (put < 0 && errno == EINTR);
+    return mgr__process_code((long)put);
+}
+
+/* ---- signals of the host, only where it asked for it ---- */
+
+/* SIGTERM and SIGINT as a descriptor: blocked in the calling thread, whose former
+ * mask goes to *before. A descriptor needs no handler and so no global. */
+static int mgr__io_signals_open(sigset_t *before)
+{
+#ifdef __linux__
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    int fd = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0) return -errno;
+    pthread_sigmask(SIG_BLOCK, &mask, before);
+    return fd;
+#else
+    (void)before;
+    return -ENOSYS;
+#endif
+}
+
+static void mgr__io_signals_close(int fd, const sigset_t *before)
+{
+    close(fd);
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+/* ============================================================================
+ * [loop] Descriptors, one deadline, and a wake-up
+ * what:  waits for what the sections below own, by itself or inside the loop of
+ *        the host program, and calls them back; never blocks elsewhere
+ * owns:  mgr__loop
+ * calls: [io] [base]
+ * ========================================================================== */
+
+/* Without a timer on MGR__IO_CLOCK a wait may not be long: poll's timeout does
+ * not count suspension. */
+enum { MGR__LOOP_TICK_MS = 250 };
+
+typedef void (*mgr__loop_fn)(void *owner, short revents);
+
+typedef struct mgr__loop_slot {
+    int          fd;            /* -1: removed while callbacks ran */
+    short        interest;      /* POLLIN, POLLOUT; errors are always told */
+    mgr__loop_fn fn;
+    void        *owner;
+} mgr__loop_slot;
+
+typedef struct mgr__loop {
+    const mgr__io  *io;
+    mgr__heap      *heap;
+    mgr__loop_slot *slots;
+    size_t          count, cap;
+    struct pollfd  *polled;     /* as long as slots: a wait allocates nothing */
+    size_t          polled_cap;
+    int             wake_read, wake_write;
+    int             epoll;      /* holds all slots, for the host's own loop; -1: this system has none */
+    int             timer;      /* fires at the deadline; -1 likewise */
+    int64_t         deadline_ms;
+    int64_t         armed_ms;   /* what the timer is set to */
+    bool            running;    /* callbacks are: a slot must keep its place */
+} mgr__loop;
+
+/* ---- what to wait for ---- */
+
+static mgr__loop_slot *mgr__loop_find(mgr__loop *loop, int fd)
+{
+    for (size_t i = 0; i < loop->count; i++) if (loop->slots[i].fd == fd) return &loop->slots[i];
+    return NULL;
+}
+
+/* Call fn(owner, revents) whenever fd is ready, until it is removed. 0, or -errno
+ * and nothing is registered. Callbacks may add, change and remove, fd's own too. */
+static int mgr__loop_add(mgr__loop *loop, int fd, short interest, mgr__loop_fn fn, void *owner)
+{
+    MGR_ASSERT(fd >= 0 && fn && !mgr__loop_find(loop, fd));
+    void *slots = loop->slots, *polled = loop->polled;
+    bool roomy = mgr__grow(loop->heap, &slots, &loop->cap, loop->count, sizeof *loop->slots);
+    loop->slots = (mgr__loop_slot *)slots;
+    if (roomy) roomy = mgr__grow(loop->heap, &polled, &loop->polled_cap, loop->count, sizeof *loop->polled);
+    loop->polled = (struct pollfd *)polled;
+    if (!roomy) return -ENOMEM;
+    if (loop->epoll >= 0) {
+        int failed = loop->io->epoll_set(loop->io->user, loop->epoll, fd, interest, MGR__IO_ADD);
+        if (failed < 0) return failed;
+    }
+    mgr__loop_slot *slot = &loop->slots[loop->count++];
+    slot->fd = fd;
+    slot->interest = interest;
+    slot->fn = fn;
+    slot->owner = owner;
+    return 0;
+}
+
+/* 0, or -errno and the interest is what it was. */
+static int mgr__loop_change(mgr__loop *loop, int fd, short interest)
+{
+    mgr__loop_slot *slot = mgr__loop_find(loop, fd);
+    MGR_ASSERT(slot);
+    if (slot->interest == interest) return 0;
+    if (loop->epoll >= 0) {
+        int failed = loop->io->epoll_set(loop->io->user, loop->epoll, fd, interest, MGR__IO_MODIFY);
+        if (failed < 0) return failed;
+    }
+    slot->interest = interest;
+    return 0;
+}
+
+/* Before the descriptor is closed: a copy of it in a forked child of the host
+ * would keep it in the epoll set for ever. */
+static void mgr__loop_remove(mgr__loop *loop, int fd)
+{
+    mgr__loop_slot *slot = mgr__loop_find(loop, fd);
+    MGR_ASSERT(slot);
+    if (loop->epoll >= 0) loop->io->epoll_set(loop->io->user, loop->epoll, fd, 0, MGR__IO_REMOVE);
+    if (loop->running) { slot->fd = -1; return; }
+    *slot = loop->slots[--loop->count];
+}
+
+/* ---- time ---- */
+
+/* When dispatch is wanted though no descriptor is ready; MGR__NEVER. */
+static void mgr__loop_deadline(mgr__loop *loop, int64_t at_ms)
+{
+    loop->deadline_ms = at_ms;
+    if (loop->timer < 0 || loop->armed_ms == at_ms) return;
+    if (loop->io->timer_set(loop->io->user, loop->timer, at_ms) == 0) loop->armed_ms = at_ms;
+}
+
+/* Milliseconds until the deadline, -1 for never; without a timer of our own a
+ * tick at most. */
+static int mgr__loop_timeout_ms(const mgr__loop *loop)
+{
+    int64_t tick = loop->timer < 0 ? MGR__LOOP_TICK_MS : INT_MAX;
+    if (loop->deadline_ms == MGR__NEVER) return loop->timer < 0 ? MGR__LOOP_TICK_MS : -1;
+    int64_t left = loop->deadline_ms - mgr__io_now(loop->io);
+    return (int)mgr__max64(0, mgr__min64(left, tick));
+}
+
+static void mgr__loop_timer_fired(void *owner, short revents)
+{
+    mgr__loop *loop = (mgr__loop *)owner;
+    uint64_t times;
+    (void)revents;
+    if (loop->io->read(loop->io->user, loop->timer, &times, sizeof times) > 0)
+        loop->armed_ms = MGR__NEVER;    /* spent: the same deadline again must set it again */
+}
+
+/* ---- waking up ---- */
+
+/* End the wait under way, or the next one. Any thread; async-signal-safe. A full
+ * pipe is as good: it is readable. */
+static void mgr__loop_wake(mgr__loop *loop)
+{
+    int saved = errno;
+    (void)loop->io->write(loop->io->user, loop->wake_write, "", 1);
+    errno = saved;
+}
+
+static void mgr__loop_woken(void *owner, short revents)
+{
+    mgr__loop *loop = (mgr__loop *)owner;
+    char some[64];
+    (void)revents;
+    while (loop->io->read(loop->io->user, loop->wake_read, some, sizeof some) == (ssize_t)sizeof some) {}
+}
+
+/* ---- making and waiting ---- */
+
+static void mgr__loop_close(mgr__loop *loop)
+{
+    int fds[4] = { loop->wake_read, loop->wake_write, loop->timer, loop->epoll };
+    for (size_t i = 0; i < MGR__COUNT(fds); i++) if (fds[i] >= 0) loop->io->close(loop->io->user, fds[i]);
+    loop->wake_read = loop->wake_write = loop->timer = loop->epoll = -1;
+    mgr__free(loop->heap, loop->slots);
+    mgr__free(loop->heap, loop->polled);
+    loop->slots = NULL;
+    loop->polled = NULL;
+    loop->count = loop->cap = loop->polled_cap = 0;
+}
+
+/* In a forked child, before anything is removed: the epoll set is the parent's as
+ * well, and what is taken out of it here would be gone there. */
+static void mgr__loop_forked(mgr__loop *loop)
+{
+    if (loop->epoll >= 0) loop->io->close(loop->io->user, loop->epoll);
+    loop->epoll = -1;
+}
+
+/* 0, or -errno and nothing is left open. io and heap must outlive the loop. */
+static int mgr__loop_open(mgr__loop *loop, const mgr__io *io, mgr__heap *heap)
+{
+    int wake[2];
+    memset(loop, 0, sizeof *loop);
+    loop->io = io;
+    loop->heap = heap;
+    loop->deadline_ms = loop->armed_ms = MGR__NEVER;
+    loop->wake_read = loop->wake_write = -1;
+    loop->timer = io->timer(io->user);
+    loop->epoll = io->epoll(io->user);
+    int failed = io->pipe(io->user, wake);
+    if (failed == 0) {
+        loop->wake_read = wake[0];
+        loop->wake_write = wake[1];
+        failed = mgr__loop_add(loop, wake[0], POLLIN, mgr__loop_woken, loop);
+    }
+    if (failed == 0 && loop->timer >= 0) failed = mgr__loop_add(loop, loop->timer, POLLIN, mgr__loop_timer_fired, loop);
+    if (failed < 0) mgr__loop_close(loop);
+    return failed;
+}
+
+/* For the host's own loop: one descriptor that is readable when there is
+ * something to dispatch; -1 where there is no such thing. */
+static int mgr__loop_fd(const mgr__loop *loop) { return loop->timer >= 0 ? loop->epoll : -1; }
+
+/* For the host's own poll: the number of descriptors; writes at most max of them. */
+static size_t mgr__loop_pollfds(const mgr__loop *loop, struct pollfd *fds, size_t fd_count_max)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < loop->count; i++) {
+        if (loop->slots[i].fd < 0) continue;
+        if (count < fd_count_max) {
+            fds[count].fd = loop->slots[i].fd;
+            fds[count].events = loop->slots[i].interest;
+            fds[count].revents = 0;
+        }
+        count++;
+    }
+    return count;
+}
+
+/* A slot that a callback removed keeps its place until all have run, and one that
+ * was added stands behind those that were polled: so no callback gets the events
+ * of a descriptor that had the same number before. */
+static void mgr__loop_run(mgr__loop *loop, size_t polled_count)
+{
+    size_t kept = 0;
+    loop->running = true;
+    for (size_t i = 0; i < polled_count; i++) {
+        mgr__loop_slot slot = loop->slots[i];
+        if (slot.fd >= 0 && loop->polled[i].revents) slot.fn(slot.owner, loop->polled[i].revents);
+    }
+    loop->running = false;
+    for (size_t i = 0; i < loop->count; i++) if (loop->slots[i].fd >= 0) loop->slots[kept++] = loop->slots[i];
+    loop->count = kept;
+}
+
+/* Wait until a descriptor is ready, the deadline or a wake-up comes, or timeout_ms
+ * (-1: no limit) has passed, and run the callbacks. What the host's own poll has
+ * said is a hint not worth trusting (its descriptors may have changed hands
+ * since), so a dispatch is a wait of 0 that asks the kernel itself.
+ * The deadline is not acted upon here: the caller looks at the clock after each. */
+static int mgr__loop_wait(mgr__loop *loop, int timeout_ms)
+{
+    int wanted = mgr__loop_timeout_ms(loop);
+    MGR_ASSERT(!loop->running);
+    if (wanted < 0 || (timeout_ms >= 0 && timeout_ms < wanted)) wanted = timeout_ms;
+    size_t count = mgr__loop_pollfds(loop, loop->polled, loop->polled_cap);
+    int ready = loop->io->poll(loop->io->user, loop->polled, count, wanted);
+    if (ready > 0) mgr__loop_run(loop, count);
+    return ready < 0 ? ready : 0;
+}
+
+/* ============================================================================
+ * [http] One connection to one of several agents, one request at a time
+ * what:  connects, sends, receives, keeps the connection; tries the next address
+ *        where that cannot do harm; says whether a request can have had effect
+ * owns:  mgr__http
+ * calls: [loop] [io] [wire] [base]
+ * ========================================================================== */
+
+#ifndef MGR_CONNECT_TIMEOUT_MS
+#define MGR_CONNECT_TIMEOUT_MS 1000     /* then the next address is tried */
+#endif
+
+enum {
+    MGR__HTTP_READ_BYTES = 16384,       /* on the stack */
+    MGR__HTTP_READS_PER_TURN = 16,      /* then the other descriptors get their turn */
+    MGR__HTTP_KEEP_BYTES = 256 << 10,   /* larger buffers are not kept between requests */
+    MGR__HTTP_TEXT_BYTES = 512
+};
+
+/* CLOSED ---send---> NEXT -> CONNECTING -> SENDING -> RECEIVING -> ANSWERED -> OPEN, CLOSED
+ * OPEN ----send-----------------------------^            |
+ *                     NEXT <-- broken, may be repeated --+-- broken, late -> FAILED -> CLOSED */
+typedef enum mgr__http_state {
+    MGR__HTTP_CLOSED,       /* no connection, no request */
+    MGR__HTTP_OPEN,         /* a connection kept for the next request */
+    MGR__HTTP_NEXT,         /* a request that wants a connection to `current`; never seen from outside */
+    MGR__HTTP_CONNECTING,
+    MGR__HTTP_SENDING,      /* an answer may come already: a refusal of a long request */
+    MGR__HTTP_RECEIVING,
+    MGR__HTTP_ANSWERED,     /* a whole answer is there, still to be reported */
+    MGR__HTTP_FAILED        /* no connection; the failure is still to be reported */
+} mgr__http_state;
+
+/* When a request of which an agent may have seen something is sent once more. */
+typedef enum mgr__http_repeat {
+    MGR__HTTP_ONCE,         /* never */
+    MGR__HTTP_IF_REUSED,    /* harmless twice: if a kept connection was closed without a byte of answer */
+    MGR__HTTP_READ          /* no effect at all: to each address once, until one answers */
+} mgr__http_repeat;
+
+typedef struct mgr__http mgr__http;
+
+/* The body and everything pointed to lives for the call of on_done. */
+typedef struct mgr__http_result {
+    mgr__outcome outcome;   /* OK: a whole answer, whatever its status; UNSENT, UNKNOWN */
+    int          status;    /* 0 without an answer */
+    uint64_t     index;     /* X-Consul-Index, 0 if absent */
+    bool         no_leader; /* X-Consul-KnownLeader: false */
+    mgr__str     body;
+    const char  *text;      /* which addresses failed before, and how; "": none */
+    size_t       address;   /* which one answered */
+} mgr__http_result;
+
+/* Appends the whole request for an agent that is to be called `host`. Called for
+ * each connection tried, so arg must live until on_done. False: out of memory. */
+typedef bool (*mgr__http_build)(void *arg, mgr__str host, mgr__buf *out);
+
+/* Called once for each mgr__http_send, from the loop or mgr__http_tick, never from
+ * inside mgr__http_send. May send the next request, or cancel; may not free h. */
+typedef void (*mgr__http_done)(void *owner, mgr__http *h, const mgr__http_result *result);
+
+struct mgr__http {
+    const mgr__io      *io;
+    mgr__loop          *loop;
+    const mgr__address *addresses;
+    size_t              address_count;
+    mgr__http_done      on_done;
+    void               *owner;
+    mgr__loop_fn        on_ready;       /* what the loop calls: mgr__http_ready, which stands further down */
+    uint32_t            connect_timeout_ms;
+
+    mgr__http_state     state;
+    int                 fd;             /* -1: none; in the loop otherwise */
+    size_t              current;        /* the address in use, or to be tried first: one that works is stayed with */
+
+    /* the request under way */
+    mgr__http_build     build;
+    void               *build_arg;
+    mgr__http_repeat    repeat;
+    int64_t             deadline_ms, connect_deadline_ms;
+    size_t              tried_count;    /* addresses that failed it */
+    bool                reused;         /* it went out on a kept connection */
+    bool                touched;        /* an agent may have seen something of it */
+    mgr__buf            out;
+    size_t              sent_bytes;     /* of out, on this connection */
+    mgr__wire           wire;
+    mgr__buf            body;
+    bool                clean;          /* ANSWERED: the connection may be used again */
+    mgr__outcome        outcome;        /* FAILED */
+    char                text[MGR__HTTP_TEXT_BYTES];
+};
+
+/* ---- ending ---- */
+
+static void mgr__http_drop(mgr__http *h)
+{
+    if (h->fd < 0) return;
+    mgr__loop_remove(h->loop, h->fd);
+    h->io->close(h->io->user, h->fd);
+    h->fd = -1;
+}
+
+static void mgr__http_note(mgr__http *h, const char *why)
+{
+    size_t len = strlen(h->text);
+    snprintf(h->text + len, sizeof h->text - len, "%s%s: %s", len ? "; " : "", h->addresses[h->current].text, why);
+}
+
+static void mgr__http_advance(mgr__http *h) { h->current = (h->current + 1) % h->address_count; }
+
+/* The request ends without an answer. */
+static void mgr__http_fail(mgr__http *h, const char *why)
+{
+    mgr__http_note(h, why);
+    mgr__http_drop(h);
+    h->outcome = h->touched ? MGR__OUTCOME_UNKNOWN : MGR__OUTCOME_UNSENT;
+    h->state = MGR__HTTP_FAILED;
+}
+
+/* The connection came to nothing. On: where no agent saw the request it may go to
+ * the next; where one did, as far as its repeat allows. A kept connection that was
+ * closed says nothing against the agent, so it is tried again first. */
+static void mgr__http_broke(mgr__http *h, const char *why)
+{
+    bool repeat = h->sent_bytes == 0 || h->repeat == MGR__HTTP_READ ||
+                  (h->repeat == MGR__HTTP_IF_REUSED && h->reused && !h->wire.began);
+    if (!h->reused) h->tried_count++;
+    if (!repeat || h->tried_count == h->address_count) {
+        mgr__http_fail(h, why);
+        if (!h->reused) mgr__http_advance(h);
+        return;
+    }
+    mgr__http_note(h, why);
+    mgr__http_drop(h);
+    if (!h->reused) mgr__http_advance(h);
+    h->reused = false;
+    h->state = MGR__HTTP_NEXT;
+}
+
+static bool mgr__http_again(ssize_t result) { return result == -EAGAIN || result == -EWOULDBLOCK; }
+
+/* ---- receiving ---- */
+
+static void mgr__http_end_of_file(mgr__http *h)
+{
+    if (mgr__wire_eof(&h->wire) == MGR__WIRE_BAD) { mgr__http_broke(h, h->wire.error); return; }
+    h->clean = false;
+    h->state = MGR__HTTP_ANSWERED;
+}
+
+static void mgr__http_take(mgr__http *h, mgr__str bytes)
+{
+    size_t used = 0;
+    switch (mgr__wire_feed(&h->wire, bytes, &used, &h->body)) {
+    case MGR__WIRE_MORE: break;
+    /* Not to be tried elsewhere: who answers so is no agent, or the answer is too large everywhere. */
+    case MGR__WIRE_BAD: mgr__http_fail(h, h->wire.error); break;
+    case MGR__WIRE_DONE:
+        /* More bytes than the answer, or an answer before the whole request: what comes next could be taken for another's. */
+        h->clean = !h->wire.close && used == bytes.len && h->sent_bytes == h->out.len;
+        h->state = MGR__HTTP_ANSWERED;
+        break;
+    }
+}
+
+static bool mgr__http_talking(const mgr__http *h) { return h->state == MGR__HTTP_SENDING || h->state == MGR__HTTP_RECEIVING; }
+
+static void mgr__http_read(mgr__http *h)
+{
+    char some[MGR__HTTP_READ_BYTES];
+    for (int i = 0; i < MGR__HTTP_READS_PER_TURN && mgr__http_talking(h); i++) {
+        ssize_t got = h->io->recv(h->io->user, h->fd, some, sizeof some);
+        if (mgr__http_again(got)) return;
+        if (got < 0) mgr__http_broke(h, mgr__io_text(got));
+        else if (got == 0) mgr__http_end_of_file(h);
+        else mgr__http_take(h, mgr__str_make(some, (size_t)got));
+        if (got > 0 && (size_t)got < sizeof some) return;   /* most likely all there is */
+    }
+}
+
+/* Nothing may come on a connection without a request: an end, or bytes that would
+ * be taken for the answer to the next one. */
+static bool mgr__http_stale(const mgr__http *h)
+{
+    char byte;
+    return !mgr__http_again(h->io->recv(h->io->user, h->fd, &byte, 1));
+}
+
+/* ---- sending ---- */
+
+static bool mgr__http_prepare(mgr__http *h)
+{
+    mgr__buf_clear(&h->out);
+    mgr__buf_clear(&h->body);
+    mgr__wire_init(&h->wire, false);
+    h->sent_bytes = 0;
+    if (h->build(h->build_arg, mgr__str_of(h->addresses[h->current].host_header), &h->out) && !h->out.failed) return true;
+    mgr__http_fail(h, "out of memory for the request");
+    return false;
+}
+
+/* The connection takes no more. An agent that refuses a long request answers (413)
+ * before it closes, so what has come counts; if it is no answer, none will come. */
+static void mgr__http_cut(mgr__http *h, const char *why)
+{
+    if (h->sent_bytes) mgr__http_read(h);
+    if (mgr__http_talking(h)) mgr__http_broke(h, why);
+}
+
+static void mgr__http_write(mgr__http *h)
+{
+    while (h->sent_bytes < h->out.len) {
+        size_t left = h->out.len - h->sent_bytes;
+        if (left > MGR__IO_SEND_BYTES_MAX) left = MGR__IO_SEND_BYTES_MAX;
+        ssize_t put = h->io->send(h->io->user, h->fd, h->out.at + h->sent_bytes, left);
+        if (mgr__http_again(put)) return;
+        if (put <= 0) { mgr__http_cut(h, mgr__io_text(put)); return; }
+        h->sent_bytes += (size_t)put;
+        h->touched = true;
+    }
+    h->state = MGR__HTTP_RECEIVING;
+}
+
+static short mgr__http_interest(mgr__http_state state)
+{
+    if (state == MGR__HTTP_CONNECTING) return POLLOUT;
+    return state == MGR__HTTP_SENDING ? POLLIN | POLLOUT : POLLIN;
+}
+
+static void mgr__http_connect(mgr__http *h)
+{
+    const mgr__address *to = &h->addresses[h->current];
+    int64_t now = mgr__io_now(h->io);
+    if (now >= h->deadline_ms) { mgr__http_fail(h, "the deadline passed before it could be tried"); return; }
+    if (!mgr__http_prepare(h)) return;
+    int fd = h->io->socket(h->io->user, to->at.ss_family);
+    if (fd < 0) { mgr__http_broke(h, mgr__io_text(fd)); return; }
+    int result = h->io->connect(h->io->user, fd, (const struct sockaddr *)&to->at, to->len);
+    h->state = result == 0 ? MGR__HTTP_SENDING : MGR__HTTP_CONNECTING;
+    h->connect_deadline_ms = now + (int64_t)h->connect_timeout_ms;
+    if (result == -EINPROGRESS) result = 0;
+    if (result == 0) result = mgr__loop_add(h->loop, fd, mgr__http_interest(h->state), h->on_ready, h);
+    if (result < 0) { h->io->close(h->io->user, fd); mgr__http_broke(h, mgr__io_text(result)); return; }
+    h->fd = fd;
+    if (h->state == MGR__HTTP_SENDING) mgr__http_write(h);
+}
+
+/* ---- going on, and reporting ---- */
+
+/* Until the kernel is to be waited for, or there is something to report. Each
+ * round that comes back to NEXT has used up an address. */
+static void mgr__http_pursue(mgr__http *h)
+{
+    do {
+        while (h->state == MGR__HTTP_NEXT) mgr__http_connect(h);
+        if (h->state != MGR__HTTP_CONNECTING && !mgr__http_talking(h)) return;
+        int failed = mgr__loop_change(h->loop, h->fd, mgr__http_interest(h->state));
+        if (failed < 0) mgr__http_broke(h, mgr__io_text(failed));
+    } while (h->state == MGR__HTTP_NEXT);
+}
+
+/* The connection stays, or goes, before the callback may send again; the body is
+ * out of its reach meanwhile. */
+static void mgr__http_report(mgr__http *h)
+{
+    mgr__http_result result;
+    char text[MGR__HTTP_TEXT_BYTES];
+    mgr__buf body = h->body;
+    bool answered = h->state == MGR__HTTP_ANSWERED;
+    memset(&result, 0, sizeof result);
+    memcpy(text, h->text, sizeof text);
+    result.outcome = answered ? MGR__OUTCOME_OK : h->outcome;
+    result.text = text;
+    result.address = h->current;
+    if (answered) {
+        result.status = h->wire.status;
+        result.index = h->wire.has_index ? h->wire.consul_index : 0;
+        result.no_leader = h->wire.known_leader_false;
+        result.body = mgr__buf_view(&body);
+    } else result.body = mgr__str_of("");
+    mgr__buf_init(&h->body, body.heap, MGR_BODY_BYTES_MAX);
+    if (!answered || !h->clean || mgr__loop_change(h->loop, h->fd, POLLIN) < 0) mgr__http_drop(h);
+    if (h->out.cap > MGR__HTTP_KEEP_BYTES) mgr__buf_free(&h->out);
+    h->state = h->fd >= 0 ? MGR__HTTP_OPEN : MGR__HTTP_CLOSED;
+    h->on_done(h->owner, h, &result);
+    if (h->body.cap || body.cap > MGR__HTTP_KEEP_BYTES) { mgr__buf_free(&body); return; }
+    mgr__buf_clear(&body);      /* the next request may be under way already */
+    h->body = body;
+}
+
+static void mgr__http_settle(mgr__http *h)
+{
+    mgr__http_pursue(h);
+    if (h->state == MGR__HTTP_ANSWERED || h->state == MGR__HTTP_FAILED) mgr__http_report(h);
+}
+
+static void mgr__http_connected(mgr__http *h)
+{
+    int error = h->io->socket_error(h->io->user, h->fd);
+    if (error < 0) { mgr__http_broke(h, mgr__io_text(error)); return; }
+    h->state = MGR__HTTP_SENDING;
+    mgr__http_write(h);
+}
+
+static void mgr__http_ready(void *owner, short revents)
+{
+    mgr__http *h = (mgr__http *)owner;
+    if (h->state == MGR__HTTP_OPEN) {
+        if (mgr__http_stale(h)) { mgr__http_drop(h); h->state = MGR__HTTP_CLOSED; }
+        return;
+    }
+    if (h->state == MGR__HTTP_CONNECTING) mgr__http_connected(h);
+    else {
+        if (revents & ~POLLOUT) mgr__http_read(h);
+        if (h->state == MGR__HTTP_SENDING) mgr__http_write(h);
+    }
+    mgr__http_settle(h);
+}
+
+/* ---- what the sections below use ---- */
+
+/* Opens nothing. All that is passed must outlive h; addresses: at least one. */
+static void mgr__http_init(mgr__http *h, const mgr__io *io, mgr__loop *loop, mgr__heap *heap,
+                           const mgr__address *addresses, size_t address_count, mgr__http_done on_done, void *owner)
+{
+    MGR_ASSERT(address_count > 0 && on_done);
+    memset(h, 0, sizeof *h);
+    h->io = io;
+    h->loop = loop;
+    h->addresses = addresses;
+    h->address_count = address_count;
+    h->on_done = on_done;
+    h->owner = owner;
+    h->on_ready = mgr__http_ready;
+    h->connect_timeout_ms = MGR_CONNECT_TIMEOUT_MS;
+    h->fd = -1;
+    mgr__buf_init(&h->out, heap, MGR_BODY_BYTES_MAX);
+    mgr__buf_init(&h->body, heap, MGR_BODY_BYTES_MAX);
+}
+
+/* True from mgr__http_send until on_done is called. */
+static bool mgr__http_busy(const mgr__http *h) { return h->state != MGR__HTTP_CLOSED && h->state != MGR__HTTP_OPEN; }
+
+/* Begin one request; not while one is under way. It ends with on_done, at
+ * deadline_ms at the latest, and later than this call in any case. Ask for
+ * mgr__http_deadline afterwards: a failure on the spot is reported by the tick. */
+static void mgr__http_send(mgr__http *h, mgr__http_build build, void *build_arg, mgr__http_repeat repeat, int64_t deadline_ms)
+{
+    MGR_ASSERT(!mgr__http_busy(h));
+    h->build = build;
+    h->build_arg = build_arg;
+    h->repeat = repeat;
+    h->deadline_ms = deadline_ms;
+    h->tried_count = 0;
+    h->touched = false;
+    h->text[0] = 0;
+    if (h->state == MGR__HTTP_OPEN && mgr__http_stale(h)) mgr__http_drop(h);
+    h->reused = h->fd >= 0;
+    h->state = h->reused ? MGR__HTTP_SENDING : MGR__HTTP_NEXT;
+    if (h->reused && mgr__http_prepare(h)) mgr__http_write(h);
+    mgr__http_pursue(h);
+}
+
+/* When mgr__http_tick is wanted; MGR__NEVER. */
+static int64_t mgr__http_deadline(const mgr__http *h)
+{
+    switch (h->state) {
+    case MGR__HTTP_CLOSED: case MGR__HTTP_OPEN: return MGR__NEVER;
+    case MGR__HTTP_CONNECTING: return mgr__min64(h->deadline_ms, h->connect_deadline_ms);
+    case MGR__HTTP_SENDING: case MGR__HTTP_RECEIVING: return h->deadline_ms;
+    case MGR__HTTP_NEXT: case MGR__HTTP_ANSWERED: case MGR__HTTP_FAILED: break;
+    }
+    return 0;
+}
+
+/* After each turn of the loop: what is over time, and what failed on the spot. An
+ * agent that hangs (a stopped one connects, and says nothing) is the last to be
+ * tried next time. */
+static void mgr__http_tick(mgr__http *h, int64_t now_ms)
+{
+    if (now_ms < mgr__http_deadline(h)) return;
+    if (h->state == MGR__HTTP_CONNECTING && now_ms < h->deadline_ms) mgr__http_broke(h, "no connection in time");
+    else if (h->state == MGR__HTTP_CONNECTING || mgr__http_talking(h)) {
+        mgr__http_fail(h, h->state == MGR__HTTP_CONNECTING ? "no connection before the deadline" : "no answer before the deadline");
+        mgr__http_advance(h);
+    }
+    mgr__http_settle(h);
+}
+
+/* Close the connection; a request under way ends without on_done. */
+static void mgr__http_cancel(mgr__http *h)
+{
+    mgr__http_drop(h);
+    h->state = MGR__HTTP_CLOSED;
+}
+
+/* The agent answers, but not to the purpose (it knows no leader): the next request
+ * goes to another one, if there is one. Not while one is under way. */
+static void mgr__http_move_on(mgr__http *h)
+{
+    MGR_ASSERT(!mgr__http_busy(h));
+    if (h->address_count < 2) return;
+    mgr__http_cancel(h);
+    mgr__http_advance(h);
+}
+
+static void mgr__http_free(mgr__http *h)
+{
+    mgr__http_cancel(h);
+    mgr__buf_free(&h->out);
+    mgr__buf_free(&h->body);
+}
+
+/* ============================================================================
+ * [consul] What is asked of Consul as HTTP, and what its answers mean
+ * what:  translates mgr__request to bytes and HTTP answers to mgr__answer; pure
+ * owns:  mgr__consul (the token)
+ * calls: [http] [wire] [json] [base]
+ * ========================================================================== */
+
+typedef struct mgr__consul {
+    mgr__str token;             /* "": none */
+} mgr__consul;
+
+enum {
+    MGR__CONSUL_KV_BYTES_MIN = 24,      /* no entry of an answer is shorter: {"Key":"","CreateIndex" ... */
+    MGR__CONSUL_TEXT_BYTES_MAX = 512    /* of a refusal, for messages */
+};
+
+/* ---- requests ---- */
+
+static const char *mgr__consul_verb(mgr__verb verb)
+{
+    switch (verb) {
+    case MGR__SET: return "set";
+    case MGR__CAS: return "cas";
+    case MGR__LOCK: return "lock";
+    case MGR__UNLOCK: return "unlock";
+    case MGR__DELETE_CAS: return "delete-cas";
+    case MGR__CHECK_INDEX: return "check-index";
+    case MGR__CHECK_SESSION: return "check-session";
+    case MGR__CHECK_ABSENT: return "check-not-exists";
+    case MGR__GET: return "get";
+    case MGR__GET_TREE: return "get-tree";
+    }
+    return "";
+}
+
+static bool mgr__consul_op_has_value(mgr__verb verb) { return verb == MGR__SET || verb == MGR__CAS || verb == MGR__LOCK || verb == MGR__UNLOCK; }
+static bool mgr__consul_op_has_index(mgr__verb verb) { return verb == MGR__CAS || verb == MGR__DELETE_CAS || verb == MGR__CHECK_INDEX; }
+static bool mgr__consul_op_has_session(mgr__verb verb) { return verb == MGR__LOCK || verb == MGR__UNLOCK || verb == MGR__CHECK_SESSION; }
+
+static void mgr__consul_member(mgr__jw *jw, const char *key, mgr__str value)
+{
+    mgr__jw_key(jw, key);
+    mgr__jw_str(jw, value);
+}
+
+static void mgr__consul_op(mgr__jw *jw, const mgr__op *op)
+{
+    mgr__jw_object(jw);
+    mgr__jw_key(jw, "KV");
+    mgr__jw_object(jw);
+    mgr__consul_member(jw, "Verb", mgr__str_of(mgr__consul_verb(op->verb)));
+    mgr__consul_member(jw, "Key", op->key);
+    if (mgr__consul_op_has_value(op->verb)) {
+        mgr__jw_key(jw, "Value");
+        mgr__jw_raw(jw, mgr__str_of("\""));
+        mgr__base64_encode(jw->out, op->value);
+        mgr__buf_char(jw->out, '"');
+    }
+    if (mgr__consul_op_has_index(op->verb)) {
+        mgr__jw_key(jw, "Index");
+        mgr__jw_u64(jw, op->index);
+    }
+    if (mgr__consul_op_has_session(op->verb)) mgr__consul_member(jw, "Session", op->session);
+    mgr__jw_object_end(jw);
+    mgr__jw_object_end(jw);
+}
+
+static void mgr__consul_txn(mgr__jw *jw, const mgr__request *r)
+{
+    mgr__jw_array(jw);
+    for (size_t i = 0; i < r->op_count; i++) mgr__consul_op(jw, &r->ops[i]);
+    mgr__jw_array_end(jw);
+}
+
+/* NodeChecks and ServiceChecks, never Checks: an empty one of those would drop
+ * serfHealth without a word. The lock-delay is none: what protects is our own. */
+static void mgr__consul_session(mgr__jw *jw, const mgr__request *r)
+{
+    char ttl[16];
+    snprintf(ttl, sizeof ttl, "%lums", (unsigned long)r->session_ttl_ms);
+    mgr__jw_object(jw);
+    mgr__consul_member(jw, "Name", r->name);
+    mgr__consul_member(jw, "TTL", mgr__str_of(ttl));
+    mgr__consul_member(jw, "LockDelay", mgr__str_of("0s"));
+    mgr__consul_member(jw, "Behavior", mgr__str_of("release"));
+    mgr__jw_key(jw, "NodeChecks");
+    mgr__jw_array(jw);
+    mgr__jw_text(jw, "serfHealth");
+    mgr__jw_array_end(jw);
+    if (r->check_id.len) {
+        mgr__jw_key(jw, "ServiceChecks");
+        mgr__jw_array(jw);
+        mgr__jw_object(jw);
+        mgr__consul_member(jw, "ID", r->check_id);
+        mgr__jw_object_end(jw);
+        mgr__jw_array_end(jw);
+    }
+    mgr__jw_object_end(jw);
+}
+
+static void mgr__consul_body(const mgr__request *r, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    switch (r->ask) {
+    case MGR__ASK_TXN: mgr__consul_txn(&jw, r); break;
+    case MGR__ASK_SESSION_CREATE: mgr__consul_session(&jw, r); break;
+    case MGR__ASK_SERVICE_REGISTER: case MGR__ASK_CHECK_REGISTER: mgr__buf_str(out, r->body); break;
+    case MGR__ASK_CATALOG_DEREGISTER:
+        mgr__jw_object(&jw);
+        mgr__consul_member(&jw, "Node", r->node);
+        mgr__consul_member(&jw, "ServiceID", r->name);
+        mgr__jw_object_end(&jw);
+        break;
+    case MGR__ASK_CHECK_UPDATE:
+        mgr__jw_object(&jw);
+        mgr__consul_member(&jw, "Status", mgr__str_of(r->status == 0 ? "passing" : r->status == 1 ? "warning" : "critical"));
+        mgr__consul_member(&jw, "Output", r->note);
+        mgr__jw_object_end(&jw);
+        break;
+    case MGR__ASK_WATCH: case MGR__ASK_LIST: case MGR__ASK_SESSION_RENEW: case MGR__ASK_SESSION_DESTROY:
+    case MGR__ASK_SESSION_LIST: case MGR__ASK_AGENT_SELF: case MGR__ASK_AGENT_JOIN:
+    case MGR__ASK_SERVICE_DEREGISTER: case MGR__ASK_CHECK_DEREGISTER: case MGR__ASK_CHECK_LIST: break;
+    }
+}
+
+static void mgr__consul_path(mgr__buf *out, const char *path, mgr__str segment)
+{
+    mgr__buf_text(out, path);
+    mgr__wire_quote_segment(out, segment);
+}
+
+/* A key of ours has no ".", ".." or empty segment, so quoting it whole is safe. */
+static void mgr__consul_kv_path(mgr__buf *out, mgr__str key)
+{
+    mgr__buf_text(out, "/v1/kv/");
+    mgr__wire_quote(out, key);
+    mgr__buf_text(out, "?recurse");
+}
+
+static void mgr__consul_target(const mgr__request *r, mgr__buf *out)
+{
+    switch (r->ask) {
+    /* A transaction that only reads is otherwise answered by a leader that may have been deposed. */
+    case MGR__ASK_TXN: mgr__buf_text(out, "/v1/txn?consistent"); break;
+    case MGR__ASK_WATCH:
+        mgr__consul_kv_path(out, r->key);
+        if (r->index) mgr__buf_printf(out, "&index=%llu&wait=%lums", (unsigned long long)r->index, (unsigned long)r->wait_ms);
+        break;
+    case MGR__ASK_LIST:
+        mgr__consul_kv_path(out, r->key);
+        mgr__buf_text(out, "&consistent");
+        break;
+    case MGR__ASK_SESSION_CREATE: mgr__buf_text(out, "/v1/session/create"); break;
+    case MGR__ASK_SESSION_RENEW: mgr__consul_path(out, "/v1/session/renew/", r->session); break;
+    case MGR__ASK_SESSION_DESTROY: mgr__consul_path(out, "/v1/session/destroy/", r->session); break;
+    case MGR__ASK_SESSION_LIST: mgr__buf_text(out, "/v1/session/list?consistent"); break;
+    case MGR__ASK_AGENT_SELF: mgr__buf_text(out, "/v1/agent/self"); break;
+    case MGR__ASK_AGENT_JOIN: mgr__consul_path(out, "/v1/agent/join/", r->name); break;
+    case MGR__ASK_SERVICE_REGISTER: mgr__buf_text(out, "/v1/agent/service/register?replace-existing-checks=true"); break;
+    case MGR__ASK_SERVICE_DEREGISTER: mgr__consul_path(out, "/v1/agent/service/deregister/", r->name); break;
+    case MGR__ASK_CATALOG_DEREGISTER: mgr__buf_text(out, "/v1/catalog/deregister"); break;
+    case MGR__ASK_CHECK_REGISTER: mgr__buf_text(out, "/v1/agent/check/register"); break;
+    case MGR__ASK_CHECK_DEREGISTER: mgr__consul_path(out, "/v1/agent/check/deregister/", r->name); break;
+    case MGR__ASK_CHECK_UPDATE: mgr__consul_path(out, "/v1/agent/check/update/", r->name); break;
+    case MGR__ASK_CHECK_LIST: mgr__buf_text(out, "/v1/agent/checks"); break;
+    }
+}
+
+static bool mgr__consul_verb_reads(mgr__verb verb)
+{
+    return verb == MGR__CHECK_INDEX || verb == MGR__CHECK_SESSION || verb == MGR__CHECK_ABSENT || verb == MGR__GET || verb == MGR__GET_TREE;
+}
+
+static bool mgr__consul_is_get(mgr__ask ask)
+{
+    return ask == MGR__ASK_WATCH || ask == MGR__ASK_LIST || ask == MGR__ASK_SESSION_LIST || ask == MGR__ASK_AGENT_SELF ||
+           ask == MGR__ASK_CHECK_LIST;
+}
+
+/* True if the request changes nothing, anywhere. */
+static bool mgr__consul_is_read(const mgr__request *r)
+{
+    if (r->ask != MGR__ASK_TXN) return mgr__consul_is_get(r->ask);
+    for (size_t i = 0; i < r->op_count; i++) if (!mgr__consul_verb_reads(r->ops[i].verb)) return false;
+    return true;
+}
+
+/* Renewing or reporting twice is as good as once; a lock or a session is not. */
+static mgr__http_repeat mgr__consul_repeat(const mgr__request *r)
+{
+    if (mgr__consul_is_read(r)) return MGR__HTTP_READ;
+    return r->ask == MGR__ASK_SESSION_RENEW || r->ask == MGR__ASK_CHECK_UPDATE ? MGR__HTTP_IF_REUSED : MGR__HTTP_ONCE;
+}
+
+/* Appends the whole HTTP request; host: of the address it goes to. False: out of
+ * memory, over out's limit, or a token that cannot stand in a header field. */
+static bool mgr__consul_format(const mgr__consul *c, const mgr__request *r, mgr__str host, mgr__buf *out)
+{
+    mgr__buf target, body;
+    mgr__buf_init(&target, out->heap, MGR_HEAD_BYTES_MAX);
+    mgr__buf_init(&body, out->heap, MGR_BODY_BYTES_MAX);
+    mgr__consul_target(r, &target);
+    mgr__consul_body(r, &body);
+    if (target.failed || body.failed) out->failed = true;
+    else mgr__wire_request(out, mgr__consul_is_get(r->ask) ? "GET" : "PUT", mgr__buf_view(&target), host, c->token, mgr__buf_view(&body));
+    mgr__buf_free(&target);
+    mgr__buf_free(&body);
+    return !out->failed;
+}
+
+/* ---- answers ----
+ * Views of an answer point into the body or into scratch. */
+
+typedef struct mgr__consul_reader {
+    mgr__json    json;
+    mgr__buf    *scratch;       /* first the array of entries, behind it decoded strings: reserved whole, so it stays in place */
+    mgr__kv     *kvs;
+    size_t       kv_count, kv_count_max;
+} mgr__consul_reader;
+
+/* Room for all that a body can hold: an entry is in braces and has a shortest form,
+ * a decoded string is no longer than its text. False: out of memory. */
+static bool mgr__consul_reader_init(mgr__consul_reader *reader, mgr__str body, mgr__buf *scratch)
+{
+    size_t count = 1;
+    for (size_t i = 0; i < body.len; i++) if (body.at[i] == '{') count++;
+    if (count > body.len / MGR__CONSUL_KV_BYTES_MIN + 1) count = body.len / MGR__CONSUL_KV_BYTES_MIN + 1;
+    size_t array_bytes = count * sizeof(mgr__kv), bytes = array_bytes + 2 * body.len + 160;
+    mgr__buf_clear(scratch);
+    if (scratch->bytes_max < bytes) scratch->bytes_max = bytes;
+    if (!mgr__buf_reserve(scratch, bytes)) return false;
+    memset(scratch->at, 0, array_bytes);
+    scratch->len = array_bytes;
+    reader->scratch = scratch;
+    reader->kvs = (mgr__kv *)(void *)scratch->at;   /* the heap aligns for anything */
+    reader->kv_count = 0;
+    reader->kv_count_max = count;
+    mgr__json_init(&reader->json, body);
+    return true;
+}
+
+static mgr__str mgr__consul_string(mgr__consul_reader *reader)
+{
+    return mgr__json_null(&reader->json) ? mgr__str_of("") : mgr__json_string(&reader->json, reader->scratch);
+}
+
+static mgr__str mgr__consul_value(mgr__consul_reader *reader)
+{
+    return mgr__json_null(&reader->json) ? mgr__str_of("") : mgr__json_base64(&reader->json, reader->scratch);
+}
+
+/* The next entry to fill in; NULL: more of them than their text could hold. */
+static mgr__kv *mgr__consul_next(mgr__consul_reader *reader)
+{
+    if (reader->kv_count == reader->kv_count_max) { mgr__json_fail(&reader->json, reader->json.at, "entries without content"); return NULL; }
+    mgr__kv *kv = &reader->kvs[reader->kv_count++];
+    kv->key = kv->value = kv->session = mgr__str_of("");
+    return kv;
+}
+
+/* {"LockIndex":0,"Key":"a","Flags":0,"Value":"eA==","Session":"...","CreateIndex":1,"ModifyIndex":1} */
+static void mgr__consul_kv(mgr__consul_reader *reader)
+{
+    mgr__json *j = &reader->json;
+    mgr__str key;
+    mgr__kv *kv = mgr__consul_next(reader);
+    bool named = false;
+    if (!kv || !mgr__json_object(j)) return;
+    while (mgr__json_key(j, &key)) {
+        if (mgr__str_is(key, "Key")) { kv->key = mgr__consul_string(reader); named = true; }
+        else if (mgr__str_is(key, "Value")) kv->value = mgr__consul_value(reader);
+        else if (mgr__str_is(key, "Session")) kv->session = mgr__consul_string(reader);
+        else if (mgr__str_is(key, "CreateIndex")) kv->create_index = mgr__json_u64(j);
+        else if (mgr__str_is(key, "ModifyIndex")) kv->modify_index = mgr__json_u64(j);
+        else if (mgr__str_is(key, "LockIndex")) kv->lock_index = mgr__json_u64(j);
+    }
+    /* Without its index no entry can be acted upon. */
+    if (!j->error && (!named || !kv->modify_index)) mgr__json_fail(j, j->at, "an entry without Key or ModifyIndex");
+}
+
+static void mgr__consul_kv_list(mgr__consul_reader *reader)
+{
+    if (mgr__json_null(&reader->json) || !mgr__json_array(&reader->json)) return;
+    while (mgr__json_item(&reader->json)) mgr__consul_kv(reader);
+}
+
+/* {"ID":"...","Name":"...","Node":"...", ...} */
+static void mgr__consul_session_item(mgr__consul_reader *reader)
+{
+    mgr__json *j = &reader->json;
+    mgr__str key;
+    mgr__kv *kv = mgr__consul_next(reader);
+    if (!kv || !mgr__json_object(j)) return;
+    while (mgr__json_key(j, &key)) {
+        if (mgr__str_is(key, "ID")) kv->session = mgr__consul_string(reader);
+        else if (mgr__str_is(key, "Name")) kv->key = mgr__consul_string(reader);
+        else if (mgr__str_is(key, "CreateIndex")) kv->create_index = mgr__json_u64(j);
+        else if (mgr__str_is(key, "ModifyIndex")) kv->modify_index = mgr__json_u64(j);
+    }
+    if (!j->error && !kv->session.len) mgr__json_fail(j, j->at, "a session without ID");
+}
+
+static void mgr__consul_session_list(mgr__consul_reader *reader)
+{
+    if (mgr__json_null(&reader->json) || !mgr__json_array(&reader->json)) return;
+    while (mgr__json_item(&reader->json)) mgr__consul_session_item(reader);
+}
+
+/* {"CheckID":"...","Status":"passing", ...} */
+static void mgr__consul_check(mgr__consul_reader *reader)
+{
+    mgr__json *j = &reader->json;
+    mgr__str key;
+    mgr__kv *kv = mgr__consul_next(reader);
+    if (!kv || !mgr__json_object(j)) return;
+    while (mgr__json_key(j, &key)) {
+        if (mgr__str_is(key, "CheckID")) kv->key = mgr__consul_string(reader);
+        else if (mgr__str_is(key, "Status")) kv->value = mgr__consul_string(reader);
+    }
+    if (!j->error && (!kv->key.len || !kv->value.len)) mgr__json_fail(j, j->at, "a check without CheckID or Status");
+}
+
+/* {"id":{...}, ...} */
+static void mgr__consul_check_list(mgr__consul_reader *reader)
+{
+    mgr__str key;
+    if (mgr__json_null(&reader->json) || !mgr__json_object(&reader->json)) return;
+    while (mgr__json_key(&reader->json, &key)) mgr__consul_check(reader);
+}
+
+/* The text of the member `name` of the object that comes next; "" if it has none. */
+static mgr__str mgr__consul_find_text(mgr__consul_reader *reader, const char *name)
+{
+    mgr__str key, found = mgr__str_of("");
+    if (!mgr__json_object(&reader->json)) return found;
+    while (mgr__json_key(&reader->json, &key)) if (mgr__str_is(key, name)) found = mgr__consul_string(reader);
+    return found;
+}
+
+static mgr__str mgr__consul_node_name(mgr__consul_reader *reader)
+{
+    mgr__str key, found = mgr__str_of("");
+    if (!mgr__json_object(&reader->json)) return found;
+    while (mgr__json_key(&reader->json, &key)) if (mgr__str_is(key, "Config")) found = mgr__consul_find_text(reader, "NodeName");
+    return found;
+}
+
+/* The entries of {"Results":[{"KV":{...}}, ...],"Errors":null}. */
+static void mgr__consul_results(mgr__consul_reader *reader)
+{
+    mgr__json *j = &reader->json;
+    mgr__str key;
+    if (mgr__json_null(j) || !mgr__json_array(j)) return;
+    while (mgr__json_item(j)) {
+        if (!mgr__json_object(j)) return;
+        while (mgr__json_key(j, &key)) if (mgr__str_is(key, "KV")) mgr__consul_kv(reader);
+    }
+}
+
+/* One of an operation's index; Consul names an operation once for each thing wrong with it. */
+static void mgr__consul_add_failed(mgr__answer *out, uint64_t index)
+{
+    for (size_t i = 0; i < out->failed_count; i++) if (out->failed[i] == index) return;
+    if (index < MGR__TXN_OPS_MAX && out->failed_count < MGR__TXN_OPS_MAX) out->failed[out->failed_count++] = (uint32_t)index;
+}
+
+static bool mgr__consul_contains(mgr__str text, const char *word)
+{
+    size_t len = strlen(word);
+    for (; text.len >= len; text = mgr__str_skip(text, 1)) if (memcmp(text.at, word, len) == 0) return true;
+    return false;
+}
+
+/* {"OpIndex":17,"What":"..."}; *what: the first text, or that of a missing right. */
+static void mgr__consul_error(mgr__consul_reader *reader, mgr__answer *out)
+{
+    mgr__str key, text = mgr__str_of("");
+    uint64_t index = MGR__TXN_OPS_MAX;
+    if (!mgr__json_object(&reader->json)) return;
+    while (mgr__json_key(&reader->json, &key)) {
+        if (mgr__str_is(key, "OpIndex")) index = mgr__json_u64(&reader->json);
+        else if (mgr__str_is(key, "What")) text = mgr__consul_string(reader);
+    }
+    bool denied = mgr__consul_contains(text, "Permission denied") || mgr__consul_contains(text, "ACL not found");
+    mgr__consul_add_failed(out, index);
+    if (denied || !out->text.len) out->text = text;
+    if (denied) out->outcome = MGR__OUTCOME_DENIED;
+}
+
+static size_t mgr__consul_errors(mgr__consul_reader *reader, mgr__answer *out)
+{
+    size_t count = 0;
+    if (mgr__json_null(&reader->json) || !mgr__json_array(&reader->json)) return 0;
+    for (; mgr__json_item(&reader->json); count++) mgr__consul_error(reader, out);
+    return count;
+}
+
+/* The answer of a transaction, applied or refused. */
+static void mgr__consul_parse_txn(mgr__consul_reader *reader, mgr__answer *out, bool refused)
+{
+    mgr__json *j = &reader->json;
+    mgr__str key;
+    size_t error_count = 0;
+    out->outcome = refused ? MGR__OUTCOME_CONFLICT : MGR__OUTCOME_OK;
+    if (!mgr__json_object(j)) return;
+    while (mgr__json_key(j, &key)) {
+        if (mgr__str_is(key, "Results")) mgr__consul_results(reader);
+        else if (mgr__str_is(key, "Errors")) error_count += mgr__consul_errors(reader, out);
+    }
+    if (!j->error && refused != (error_count > 0)) mgr__json_fail(j, 0, "the status and the list of errors disagree");
+}
+
+static void mgr__consul_want(mgr__consul_reader *reader, mgr__str got, const char *why)
+{
+    if (!reader->json.error && !got.len) mgr__json_fail(&reader->json, 0, why);
+}
+
+/* A renewal extends a lease: believe it only if it names our session. */
+static void mgr__consul_parse_renewed(mgr__consul_reader *reader, const mgr__request *r)
+{
+    mgr__consul_session_list(reader);
+    if (reader->json.error) return;
+    if (reader->kv_count != 1 || !mgr__str_eq(reader->kvs[0].session, r->session))
+        mgr__json_fail(&reader->json, 0, "the renewed session is not ours");
+    reader->kv_count = 0;
+}
+
+static void mgr__consul_parse_ok(mgr__consul_reader *reader, const mgr__request *r, mgr__answer *out)
+{
+    out->outcome = MGR__OUTCOME_OK;
+    switch (r->ask) {
+    case MGR__ASK_TXN: mgr__consul_parse_txn(reader, out, false); break;
+    case MGR__ASK_WATCH: case MGR__ASK_LIST: mgr__consul_kv_list(reader); break;
+    case MGR__ASK_SESSION_LIST: mgr__consul_session_list(reader); break;
+    case MGR__ASK_CHECK_LIST: mgr__consul_check_list(reader); break;
+    case MGR__ASK_SESSION_RENEW: mgr__consul_parse_renewed(reader, r); break;
+    case MGR__ASK_SESSION_CREATE:
+        out->session = mgr__consul_find_text(reader, "ID");
+        mgr__consul_want(reader, out->session, "no ID of a session");
+        break;
+    case MGR__ASK_AGENT_SELF:
+        out->node = mgr__consul_node_name(reader);
+        mgr__consul_want(reader, out->node, "no Config.NodeName");
+        break;
+    case MGR__ASK_SESSION_DESTROY: case MGR__ASK_CATALOG_DEREGISTER:
+        if (!mgr__json_bool(&reader->json)) mgr__json_fail(&reader->json, 0, "expected true");
+        break;
+    /* The agent answers these with nothing, or with "true" at its whim: the status says it all. */
+    case MGR__ASK_AGENT_JOIN: case MGR__ASK_SERVICE_REGISTER: case MGR__ASK_SERVICE_DEREGISTER:
+    case MGR__ASK_CHECK_REGISTER: case MGR__ASK_CHECK_DEREGISTER: case MGR__ASK_CHECK_UPDATE:
+        mgr__json_init(&reader->json, mgr__str_of("null"));
+        mgr__json_null(&reader->json);
+        break;
+    }
+}
+
+/* What was read counts whole or not at all. */
+static void mgr__consul_finish(mgr__consul_reader *reader, mgr__answer *out)
+{
+    if (mgr__json_end(&reader->json)) {
+        out->kvs = reader->kvs;
+        out->kv_count = reader->kv_count;
+        return;
+    }
+    size_t from = reader->scratch->len;
+    mgr__buf_printf(reader->scratch, "malformed: %s, at byte %zu", reader->json.error, reader->json.error_at);
+    out->outcome = MGR__OUTCOME_UNKNOWN;
+    out->failed_count = 0;
+    out->session = out->node = mgr__str_of("");
+    out->text = mgr__str_skip(mgr__buf_view(reader->scratch), from);
+}
+
+/* An answer that is a line of text, not JSON. */
+static mgr__str mgr__consul_text(mgr__str body)
+{
+    if (body.len > MGR__CONSUL_TEXT_BYTES_MAX) body.len = MGR__CONSUL_TEXT_BYTES_MAX;
+    while (body.len && (body.at[body.len - 1] == '\n' || body.at[body.len - 1] == '\r')) body.len--;
+    return body;
+}
+
+static mgr__outcome mgr__consul_refusal(const mgr__request *r, int status, mgr__str text)
+{
+    bool of_check = r->ask == MGR__ASK_CHECK_UPDATE || r->ask == MGR__ASK_CHECK_DEREGISTER || r->ask == MGR__ASK_SERVICE_DEREGISTER;
+    if (status == 403) return MGR__OUTCOME_DENIED;
+    if (status == 404) return MGR__OUTCOME_NOT_FOUND;
+    if (status == 429) return MGR__OUTCOME_UNSENT;      /* too busy to look at it */
+    if (status >= 300 && status < 500) return MGR__OUTCOME_REJECTED;
+    /* What is 404 in newer ones; the agent has forgotten what was registered. */
+    if (of_check && (mgr__consul_contains(text, "does not have associated TTL") || mgr__consul_contains(text, "Unknown check") ||
+                     mgr__consul_contains(text, "Unknown service"))) return MGR__OUTCOME_NOT_FOUND;
+    return MGR__OUTCOME_UNKNOWN;
+}
+
+/* What an HTTP result means for the request it belongs to. The answer's views live
+ * as long as res->body and scratch, which parse clears first and the caller frees;
+ * scratch's own limit is raised to what the body needs, 5 times its size at most.
+ * A malformed answer is UNKNOWN, and its text says what is wrong where. */
+static void mgr__consul_parse(const mgr__request *r, const mgr__http_result *res, mgr__buf *scratch, mgr__answer *out)
+{
+    mgr__consul_reader reader;
+    memset(out, 0, sizeof *out);
+    out->session = out->node = mgr__str_of("");
+    out->outcome = res->outcome;
+    out->text = mgr__str_of(res->text);
+    if (res->outcome != MGR__OUTCOME_OK) return;
+    out->index = res->index;
+    out->no_leader = res->no_leader;
+    /* No such key: an empty picture with an index to wait on. */
+    if (res->status == 404 && (r->ask == MGR__ASK_WATCH || r->ask == MGR__ASK_LIST)) return;
+    bool refused = res->status == 409 && r->ask == MGR__ASK_TXN;
+    if (res->status != 200 && !refused) {
+        out->text = mgr__consul_text(res->body);
+        out->outcome = mgr__consul_refusal(r, res->status, out->text);
+        return;
+    }
+    out->text = mgr__str_of("");
+    if (!mgr__consul_reader_init(&reader, res->body, scratch)) {
+        out->outcome = MGR__OUTCOME_UNKNOWN;
+        out->text = mgr__str_of("out of memory for the answer");
+        return;
+    }
+    if (refused) mgr__consul_parse_txn(&reader, out, true);
+    else mgr__consul_parse_ok(&reader, r, out);
+    mgr__consul_finish(&reader, out);
+}
+
+/* ============================================================================
+ * [keeper] Guard, keeper, and the manager's side of them
+ * what:  host -> guard -> keeper -> workers: processes that end with their lease
+ *        and with their manager, whatever is killed or stopped
+ * owns:  mgr__keeper (manager), mgr__keeping (keeper), mgr__guard, mgr__page (shared by all three)
+ * calls: [io] [base]
+ * ========================================================================== */
+
+/* What the manager asks of its keeper. */
+typedef struct mgr__keeper_config {
+    uint32_t    lease_ms, kill_margin_ms, stop_grace_ms;
+    mgr_isolate isolate;
+    bool        overrun_kill_host;
+    char      **keeper_argv;        /* not NULL: exec this instead of a forked copy */
+    int         life_fd;            /* > 2: kept open by guard, keeper and workers, so that a flock on it is free only when all are gone */
+} mgr__keeper_config;
+
+typedef struct mgr__spawn {         /* read during the call */
+    const char *const *argv;
+    const char *const *env;         /* complete, NULL-terminated; NULL: empty */
+    const char *directory;          /* NULL: "/" */
+    int         stop_signal;        /* 0: SIGTERM */
+    uint32_t    stop_grace_ms, start_timeout_ms;    /* 0: the keeper's; 10000 */
+    uid_t       uid;
+    gid_t       gid;
+    bool        set_ids, discard_output;
+    bool        agent;              /* no work of a partition: stands in no certificate's way, is stopped after everything else */
+} mgr__spawn;
+
+typedef enum mgr__worker_state {
+    MGR__WORKER_FREE,
+    MGR__WORKER_STARTING,
+    MGR__WORKER_RUNNING,
+    MGR__WORKER_STOPPING,
+    MGR__WORKER_EXITED,             /* leader reaped, tree not yet empty */
+    MGR__WORKER_EMPTY,              /* nothing of it is left */
+    MGR__WORKER_FAILED              /* it could not be started; nothing is left */
+} mgr__worker_state;
+
+typedef struct mgr__worker_report {
+    uint32_t slot;
+    mgr__worker_state state;
+    pid_t    pid;
+    int      status;                /* from EXITED on: exit status, or -signal */
+    int      error;                 /* FAILED: errno; ECANCELED: no lease to start it under */
+    bool     stuck;                 /* it was sent SIGKILL and does not die */
+} mgr__worker_report;
+
+typedef enum mgr__keeper_status {
+    MGR__KEEPER_ALIVE,
+    MGR__KEEPER_CLOSED,             /* lease word closed: it is stopping everything */
+    MGR__KEEPER_DEAD,               /* keeper or guard is gone, descendants maybe not */
+    MGR__KEEPER_SWEPT               /* word closed, and every process of a partition has been seen dead */
+} mgr__keeper_status;
+
+enum {
+    MGR__KEEPER_OPEN_MS      = 10000,       /* until guard and keeper must be in place */
+    MGR__KEEPER_CLOSE_MS     = 500,         /* mgr__keeper_close waits at most so long for an end that is under way */
+    MGR__KEEPER_QUEUE_BYTES  = 4 << 20,     /* commands waiting for the keeper */
+    MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the three requests together */
+    MGR__KEEPER_WORDS_MS     = 30000,       /* one of them is tried for so long */
+    MGR__KEEPER_TRY_MS       = 2000,        /* on one address */
+    MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
+    MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
+    MGR__KEEPER_MUTE_MS      = 90000,       /* the guard ends a keeper that stands still so long over its last words */
+    MGR__KEEPER_LIST_MAX     = 1 << 17,     /* processes of the whole host that a sweep looks at */
+    MGR__KEEPER_START_MS     = 10000        /* from fork to exec, by default */
+};
+
+/* ---- the shared page ----
+ * Words are written and read atomically, so neither side ever waits for the other. */
+
+#define MGR__PAGE_MAGIC   0x4d47525041474531u
+#define MGR__LEASE_CLOSED ((int64_t)0)      /* for good */
+#define MGR__LEASE_UNSET  ((int64_t)1)      /* no confirmation yet */
+
+#define MGR__LOAD(at)         __atomic_load_n((at), __ATOMIC_SEQ_CST)
+#define MGR__STORE(at, value) __atomic_store_n((at), (value), __ATOMIC_SEQ_CST)
+
+/* A worker's state as the keeper saw it last. Written by the manager up to the
+ * queued start, from then until EMPTY or FAILED by the keeper alone. */
+typedef struct mgr__slot {
+    uint64_t now;       /* state, stuck << 8, pid << 32 */
+    uint64_t result;    /* status, errno << 32; set before a `now` that says so */
+} mgr__slot;
+
+#define MGR__SLOT_WORDS ((MGR_WORKER_COUNT_MAX + 63u) / 64u)
+
+typedef struct mgr__page {
+    uint64_t magic;
+    uint64_t nonce;             /* names this keeper's workers in MANAGER_CHILD */
+    uint32_t lease_ms, kill_margin_ms, stop_grace_ms, overrun_kill_host;
+    int32_t  host, guard, keeper;
+    uint32_t host_umask;        /* for the workers */
+    uint32_t present;           /* a bit for each descriptor from MGR__FD_SOCKET on that is what its name says */
+    uint64_t host_start;        /* with the pid it names the host where there are no pidfds */
+    int64_t  lease;             /* until, or CLOSED, or UNSET */
+    int64_t  closed_until;      /* what it held when it was closed; 0: not closed, or not yet known */
+    int64_t  guard_beat, keeper_beat;
+    uint32_t guard_late, keeper_late;   /* ms by which their timers fired late, slowly forgotten */
+    uint32_t in_process;        /* work inside the host: only its death proves the work's end */
+    uint32_t dismissed;         /* the manager sees to everything: no last words */
+    uint32_t ready;
+    int32_t  start_error;       /* errno, with start_step */
+    uint32_t start_step;
+    uint32_t keeper_gone;       /* said by the guard */
+    uint32_t work_dead;         /* word closed, no process of a partition is left; said by keeper or guard */
+    uint32_t swept;             /* no descendant is left, agents included; said by keeper or guard */
+    uint64_t changed[MGR__SLOT_WORDS];  /* a bit per slot, set after `now` */
+    mgr__slot slots[MGR_WORKER_COUNT_MAX];
+} mgr__page;
+
+static int64_t mgr__page_lease(const mgr__page *page) { return MGR__LOAD(&page->lease); }
+static bool mgr__page_open(int64_t word) { return word != MGR__LEASE_CLOSED && word != MGR__LEASE_UNSET; }
+
+/* Invariant 3: swapped in before the first kill, so that no late confirmation
+ * gives a right to work that is being ended. */
+static void mgr__page_close(mgr__page *page)
+{
+    int64_t was = __atomic_exchange_n(&page->lease, MGR__LEASE_CLOSED, __ATOMIC_SEQ_CST);
+    if (was != MGR__LEASE_CLOSED) MGR__STORE(&page->closed_until, was);
+}
+
+static bool mgr__page_extend(mgr__page *page, int64_t until)
+{
+    int64_t word = mgr__page_lease(page);
+    for (;;) {
+        if (word == MGR__LEASE_CLOSED) return false;
+        if (word >= until) return true;
+        if (__atomic_compare_exchange_n(&page->lease, &word, until, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return true;
+    }
+}
+
+/* Lateness forgets an eighth at a time: a quota that made one timer late will make the next. */
+static uint32_t mgr__page_late(const mgr__page *page, uint32_t before, int64_t by_ms)
+{
+    uint32_t late = before - before / 8;
+    if (by_ms > (int64_t)late) late = by_ms > (int64_t)page->kill_margin_ms ? page->kill_margin_ms : (uint32_t)by_ms;
+    return late;
+}
+
+/* How much earlier to act for it: no more than half the margin, or there would be no lease left. */
+static int64_t mgr__page_early(const mgr__page *page, uint32_t late)
+{
+    return late < page->kill_margin_ms / 2 ? late : page->kill_margin_ms / 2;
+}
+
+/* Guard and keeper wake at least so often, to beat: far below the quarter lease
+ * after which silence means death. */
+static int64_t mgr__page_beat_ms(const mgr__page *page)
+{
+    return mgr__max64(20, mgr__min64(2000, page->lease_ms / 12));
+}
+
+/* Descriptors of guard and keeper. */
+enum {
+    MGR__FD_SOCKET = 3,     /* commands in, pokes out; the guard holds it for its own pokes */
+    MGR__FD_PAGE,
+    MGR__FD_HOST,           /* pidfd */
+    MGR__FD_OUT, MGR__FD_ERR,   /* the host's stdout and stderr, for the workers */
+    MGR__FD_LIFE,           /* carries the life's flock; the workers have it too */
+    MGR__FD_END
+};
+
+static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
+
+enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC };
+
+static void mgr__page_poke(void) { mgr__process_send(MGR__FD_SOCKET, "", 1); }   /* a full socket has pokes enough */
+
+static void mgr__page_fail(mgr__page *page, enum mgr__start_step step, int code)
+{
+    page->start_step = (uint32_t)step;
+    MGR__STORE(&page->start_error, -code);
+    mgr__page_poke();
+    mgr__process_exit(1);
+}
+
+/* ---- commands: frames of a header and bytes, in the machine's own byte order ---- */
+
+enum mgr__frame_kind { MGR__FRAME_SPAWN = 1, MGR__FRAME_SIGNAL, MGR__FRAME_STOP, MGR__FRAME_WORDS };
+
+typedef struct mgr__frame { uint32_t bytes, kind; } mgr__frame;
+
+typedef struct mgr__frame_spawn {   /* then directory, arguments, environment, each terminated */
+    uint32_t slot, generation, argc, envc;
+    int32_t  stop_signal;
+    uint32_t stop_grace_ms, start_timeout_ms, uid, gid;
+    uint8_t  set_ids, discard_output, agent, unused;
+} mgr__frame_spawn;
+
+typedef struct mgr__frame_order { uint32_t slot; int32_t signo; uint32_t within_ms; } mgr__frame_order;
+
+/* Certificate, destroy, deregister: sent in this order once all work is dead. */
+enum { MGR__WORD_CERTIFICATE, MGR__WORD_DESTROY, MGR__WORD_DEREGISTER, MGR__WORD_COUNT };
+
+typedef struct mgr__frame_words {   /* then the texts, one after another */
+    uint32_t address_count, lens[MGR__WORD_COUNT];
+    struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
+    socklen_t address_lens[MGR_ADDRESS_COUNT_MAX];
+} mgr__frame_words;
+
+#define MGR__SPAWN_STRINGS_BYTES (MGR_SPAWN_BYTES_MAX + PATH_MAX)
+#define MGR__FRAME_BYTES_MAX (sizeof(mgr__frame) + sizeof(mgr__frame_spawn) + sizeof(mgr__frame_words) + MGR__SPAWN_STRINGS_BYTES + MGR__KEEPER_WORDS_BYTES)
+
+/* ---- the keeper process: its workers ---- */
+
+/* A worker: its leader, and where its end stands. */
+typedef struct mgr__child {
+    mgr__worker_state state;
+    pid_t    pid;
+    uint32_t generation;
+    int      stop_signal, status, error, exec_fd;
+    uint32_t stop_grace_ms;
+    int64_t  start_until;       /* STARTING: exec must have happened */
+    int64_t  kill_at;           /* SIGKILL is due, MGR__NEVER: not stopped */
+    int64_t  killed_at;         /* 0: not yet */
+    uint64_t start;             /* ticks since boot */
+    bool     agent, stuck, held;
+} mgr__child;
+
+enum mgr__keeping_phase {
+    MGR__PHASE_RUN,
+    MGR__PHASE_STOP,            /* word closed: ending the work */
+    MGR__PHASE_WORDS,           /* the work is dead: say so */
+    MGR__PHASE_HOST,            /* in-process work: the certificate waits for the host's death */
+    MGR__PHASE_AGENTS,          /* ending what is no work */
+    MGR__PHASE_OVER
+};
+
+enum { MGR__CHILD_NAME_BYTES = 1024 };
+
+typedef struct mgr__keeping {
+    mgr__page *page;
+    pid_t      self, guard;
+    int        guard_fd, timer_fd, host_fd;
+    bool       manager_gone, host_dead, guard_gone, poke;
+    bool       sweep;           /* something may be left that belongs to nobody alive */
+    int        orphans;         /* of work, when last looked */
+    int64_t    sweep_pause;
+    enum mgr__keeping_phase phase;
+    int64_t    stop_at;         /* STOP: the lease's end, when whatever is left gets SIGKILL */
+    int64_t    sweep_at, below_at;
+    int64_t    timer_at;        /* what the timer is set to */
+    uint32_t   late, high;      /* children in use are below high */
+    mgr__process_rank rank;
+    mgr__child children[MGR_WORKER_COUNT_MAX];
+    struct pollfd polls[MGR_WORKER_COUNT_MAX + 4];
+    mgr__process list[MGR__KEEPER_LIST_MAX];
+    char      *strings[MGR__SPAWN_STRINGS_BYTES + 4];
+    char       name[MGR__CHILD_NAME_BYTES], found[MGR__CHILD_NAME_BYTES];
+    char       scratch[MGR_SPAWN_BYTES_MAX * 2];
+    struct { mgr__frame_words head; char text[MGR__KEEPER_WORDS_BYTES]; } words;
+    size_t     in_len;
+    char       in[MGR__FRAME_BYTES_MAX];
+} mgr__keeping;
+
+static bool mgr__child_live(const mgr__child *c)
+{
+    return c->state == MGR__WORKER_STARTING || c->state == MGR__WORKER_RUNNING || c->state == MGR__WORKER_STOPPING;
+}
+
+static bool mgr__child_over(const mgr__child *c)
+{
+    return c->state == MGR__WORKER_FREE || c->state == MGR__WORKER_EMPTY || c->state == MGR__WORKER_FAILED;
+}
+
+static void mgr__child_say(mgr__keeping *k, mgr__child *c)
+{
+    size_t i = (size_t)(c - k->children);
+    mgr__slot *slot = &k->page->slots[i];
+    MGR__STORE(&slot->result, (uint64_t)(uint32_t)c->status | (uint64_t)(uint32_t)c->error << 32);
+    MGR__STORE(&slot->now, (uint64_t)c->state | (uint64_t)c->stuck << 8 | (uint64_t)(uint32_t)c->pid << 32);
+    __atomic_fetch_or(&k->page->changed[i / 64], (uint64_t)1 << (i % 64), __ATOMIC_SEQ_CST);
+    k->poke = true;
+}
+
+static void mgr__child_become(mgr__keeping *k, mgr__child *c, mgr__worker_state state)
+{
+    c->state = state;
+    mgr__child_say(k, c);
+}
+
+/* The group, at one blow; the leader besides, for it may not have reached its setpgid. */
+static void mgr__child_signal(const mgr__child *c, int signo)
+{
+    mgr__process_kill_group(c->pid, signo);
+    mgr__process_kill(c->pid, signo);
+}
+
+static void mgr__child_kill(mgr__child *c, int64_t now)
+{
+    mgr__child_signal(c, SIGKILL);
+    if (!c->killed_at) c->killed_at = now;
+    c->kill_at = now;
+}
+
+/* Polite first. SIGCONT follows, for a stopped process takes no other signal;
+ * after a second call the earlier deadline holds. */
+static void mgr__child_stop(mgr__keeping *k, mgr__child *c, int64_t kill_at, int64_t now)
+{
+    if (!mgr__child_live(c)) return;
+    bool first = c->state != MGR__WORKER_STOPPING;
+    if (kill_at < c->kill_at) c->kill_at = kill_at;
+    if (c->kill_at <= now) mgr__child_kill(c, now);
+    else if (first) {
+        mgr__process_kill_group(c->pid, c->stop_signal);
+        if (c->exec_fd >= 0) mgr__process_kill(c->pid, c->stop_signal);
+        mgr__process_kill_group(c->pid, SIGCONT);
+    }
+    if (first) mgr__child_become(k, c, MGR__WORKER_STOPPING);
+}
+
+/* ---- the keeper process: starting ---- */
+
+/* What MANAGER_CHILD says, as list: managers nest, and each must find its own. */
+static void mgr__keeping_name(mgr__keeping *k, const mgr__frame_spawn *h, const char *outer)
+{
+    char *at = mgr__process_append(k->name, "MANAGER_CHILD=");
+    at = mgr__process_append(mgr__process_digits(at, k->page->nonce), "-");
+    at = mgr__process_append(mgr__process_digits(at, h->slot), "-");
+    at = mgr__process_append(mgr__process_digits(at, h->generation), ";");
+    size_t left = sizeof k->name - (size_t)(at - k->name);
+    mgr__copy_text(at, left, mgr__str_of(outer));
+}
+
+/* Fill k->strings with argv, NULL, env, NULL. False: the frame is malformed. */
+static bool mgr__keeping_unpack(mgr__keeping *k, const mgr__frame_spawn *h, char *text, size_t bytes, char **directory, char ***env)
+{
+    size_t count = 0, want = (size_t)h->argc + h->envc;
+    const char *outer = "";
+    if (!bytes || text[bytes - 1] != 0 || want >= MGR__COUNT(k->strings) - 4 || h->argc == 0) return false;
+    *directory = text;
+    char **to = k->strings, *end = text + bytes;
+    for (text += strlen(text) + 1; text < end && count < want; text += strlen(text) + 1, count++) {
+        if (count == h->argc) { *to++ = NULL; *env = to; *to++ = k->name; }
+        if (count >= h->argc && strncmp(text, "MANAGER_CHILD=", 14) == 0) { outer = text + 14; continue; }
+        *to++ = text;
+    }
+    if (h->envc == 0) { *to++ = NULL; *env = to; *to++ = k->name; }
+    *to = NULL;
+    mgr__keeping_name(k, h, outer);
+    return count == want && text == end;
+}
+
+/* In the worker's process, from fork to exec. The order: what needs the keeper's
+ * rights comes before the ids; the parent-death signal after them, for setuid
+ * clears it; then the check that the parent did not die in between. */
+static int mgr__keeping_child(mgr__keeping *k, const mgr__frame_spawn *h, const char *directory, char *const *env)
+{
+    int code = mgr__process_group(0);
+    if (code < 0) return code;
+    mgr__process_rank_restore(&k->rank);
+    if (!h->discard_output && mgr__page_has(k->page, MGR__FD_OUT)) mgr__process_dup_to(MGR__FD_OUT, 1);
+    if (!h->discard_output && mgr__page_has(k->page, MGR__FD_ERR)) mgr__process_dup_to(MGR__FD_ERR, 2);
+    if (mgr__page_has(k->page, MGR__FD_LIFE)) mgr__process_inherit(MGR__FD_LIFE, true);
+    mgr__process_umask((mode_t)k->page->host_umask);
+    if (h->set_ids && (code = mgr__process_become((uid_t)h->uid, (gid_t)h->gid)) < 0) return code;
+    if ((code = mgr__process_chdir(*directory ? directory : "/")) < 0) return code;
+    code = mgr__process_death_signal(SIGKILL);
+    if (code < 0 && code != -ENOSYS) return code;
+    if (mgr__process_parent() != k->self) mgr__process_exit(127);
+    mgr__process_signals_open();
+    return mgr__process_exec(k->strings, env);
+}
+
+/* 0, or -errno: then nothing was started. */
+static int mgr__keeping_fork(mgr__keeping *k, mgr__child *c, const mgr__frame_spawn *h, const char *directory, char *const *env)
+{
+    int fds[2], code = mgr__process_pipe(fds);
+    if (code < 0) return code;
+    pid_t pid = mgr__process_fork(false);
+    if (pid == 0) {
+        code = mgr__keeping_child(k, h, directory, env);
+        mgr__process_write(fds[1], &code, sizeof code);
+        mgr__process_exit(127);
+    }
+    mgr__process_close(fds[1]);
+    if (pid < 0) { mgr__process_close(fds[0]); return (int)pid; }
+    mgr__process_group(pid);        /* whoever of the two comes first: the group exists before it is signalled */
+    mgr__process stat;
+    memset(&stat, 0, sizeof stat);
+    mgr__process_stat(pid, &stat);
+    c->start = stat.start;
+    c->pid = pid;
+    c->exec_fd = fds[0];
+    return 0;
+}
+
+/* No work without a lease that is open now. */
+static bool mgr__keeping_may_start(const mgr__keeping *k, bool agent, int64_t now)
+{
+    int64_t word = mgr__page_lease(k->page);
+    if (k->phase != MGR__PHASE_RUN || word == MGR__LEASE_CLOSED) return false;
+    return agent || (mgr__page_open(word) && word > now);
+}
+
+static bool mgr__keeping_spawn(mgr__keeping *k, char *frame, size_t bytes, int64_t now)
+{
+    mgr__frame_spawn h;
+    char *directory = NULL, **env = NULL;
+    if (bytes < sizeof h) return false;
+    memcpy(&h, frame, sizeof h);
+    if (h.slot >= MGR_WORKER_COUNT_MAX || !mgr__child_over(&k->children[h.slot])) return false;
+    if (!mgr__keeping_unpack(k, &h, frame + sizeof h, bytes - sizeof h, &directory, &env)) return false;
+    mgr__child *c = &k->children[h.slot];
+    memset(c, 0, sizeof *c);
+    c->generation = h.generation;
+    c->stop_signal = h.stop_signal ? h.stop_signal : SIGTERM;
+    c->stop_grace_ms = h.stop_grace_ms ? h.stop_grace_ms : k->page->stop_grace_ms;
+    c->start_until = now + (h.start_timeout_ms ? (int64_t)h.start_timeout_ms : (int64_t)MGR__KEEPER_START_MS);
+    c->kill_at = MGR__NEVER;
+    c->agent = h.agent != 0;
+    c->exec_fd = -1;
+    int code = mgr__keeping_may_start(k, c->agent, now) ? mgr__keeping_fork(k, c, &h, directory, env) : -ECANCELED;
+    c->error = code < 0 ? -code : 0;
+    if (h.slot >= k->high) k->high = h.slot + 1;
+    mgr__child_become(k, c, code < 0 ? MGR__WORKER_FAILED : MGR__WORKER_STARTING);
+    return true;
+}
+
+/* The pipe that closes on exec has news: an errno, or its end. */
+static void mgr__keeping_exec_news(mgr__keeping *k, mgr__child *c)
+{
+    int code = 0, got = c->exec_fd < 0 ? -EAGAIN : mgr__process_read(c->exec_fd, &code, sizeof code);
+    if (got == -EAGAIN) return;
+    mgr__process_close(c->exec_fd);
+    c->exec_fd = -1;
+    if (got == (int)sizeof code) c->error = -code;
+    else if (c->state == MGR__WORKER_STARTING) mgr__child_become(k, c, MGR__WORKER_RUNNING);
+}
+
+/* ---- the keeper process: ends, and the sweep for what they leave ---- */
+
+static mgr__child *mgr__keeping_leader(mgr__keeping *k, pid_t pid)
+{
+    for (uint32_t i = 0; i < k->high; i++) if (k->children[i].pid == pid && mgr__child_live(&k->children[i])) return &k->children[i];
+    return NULL;
+}
+
+/* Something ended: look at once what it left. */
+static void mgr__keeping_sweep_soon(mgr__keeping *k)
+{
+    k->sweep = true;
+    k->sweep_at = 0;
+    k->sweep_pause = MGR__KEEPER_SWEEP_MS;
+}
+
+/* One that said why it could not exec has left nothing; one that was killed for
+ * taking too long may have got there after all, so its tree is swept first. */
+static void mgr__keeping_exited(mgr__keeping *k, mgr__child *c, int status)
+{
+    mgr__keeping_exec_news(k, c);
+    mgr__process_close(c->exec_fd);
+    c->exec_fd = -1;
+    c->status = status;
+    c->stuck = false;
+    c->killed_at = 0;
+    mgr__keeping_sweep_soon(k);
+    mgr__child_become(k, c, c->error && c->error != ETIMEDOUT ? MGR__WORKER_FAILED : MGR__WORKER_EXITED);
+}
+
+/* Reap leaders and orphans alike. A leader's group is killed while its zombie
+ * still pins the number: afterwards it could be a stranger's. */
+static void mgr__keeping_reap(mgr__keeping *k)
+{
+    mgr__process_end end;
+    while (mgr__process_wait(0, true, &end) == 1) {
+        mgr__child *c = mgr__keeping_leader(k, end.pid);
+        if (c) mgr__process_kill_group(end.pid, SIGKILL);
+        if (mgr__process_wait(end.pid, false, &end) != 1) return;
+        if (c) mgr__keeping_exited(k, c, end.status);
+        else mgr__keeping_sweep_soon(k);
+    }
+}
+
+/* Parse "nonce-slot-generation;" at the head of `text`. False: another manager's. */
+static bool mgr__keeping_parse_name(const mgr__keeping *k, const char *text, uint64_t *slot, uint64_t *generation)
+{
+    if (mgr__process_number(&text) != k->page->nonce || *text++ != '-') return false;
+    *slot = mgr__process_number(&text);
+    if (*text++ != '-') return false;
+    *generation = mgr__process_number(&text);
+    return *text == ';' && *slot < MGR_WORKER_COUNT_MAX;
+}
+
+enum mgr__owner { MGR__OWNER_KNOWN, MGR__OWNER_FORMER, MGR__OWNER_UNKNOWN };
+
+/* Whose orphan is it? By its group, whose number cannot pass to another while it
+ * has members; else by the name in its environment. */
+static enum mgr__owner mgr__keeping_owner(mgr__keeping *k, const mgr__process *p, mgr__child **owner)
+{
+    uint64_t slot = 0, generation = 0;
+    for (uint32_t i = 0; i < k->high; i++) {
+        *owner = &k->children[i];
+        if (!mgr__child_over(*owner) && (*owner)->pid == p->group) return MGR__OWNER_KNOWN;
+    }
+    if (!mgr__process_environ(p->pid, "MANAGER_CHILD=", k->scratch, sizeof k->scratch, k->found, sizeof k->found)) return MGR__OWNER_UNKNOWN;
+    const char *at = k->found;
+    while (!mgr__keeping_parse_name(k, at, &slot, &generation)) {
+        at = strchr(at, ';');
+        if (!at++) return MGR__OWNER_UNKNOWN;
+    }
+    *owner = &k->children[slot];
+    return (*owner)->generation == (uint32_t)generation && !mgr__child_over(*owner) ? MGR__OWNER_KNOWN : MGR__OWNER_FORMER;
+}
+
+static bool mgr__keeping_working(const mgr__keeping *k)
+{
+    for (uint32_t i = 0; i < k->high; i++) if (!k->children[i].agent && mgr__child_live(&k->children[i])) return true;
+    return false;
+}
+
+/* An orphan without a name holds every tree that it may belong to, and is killed
+ * as soon as one of them has to be empty: whose it is cannot be known, and a
+ * partition must not wait for ever. */
+static bool mgr__keeping_nameless(mgr__keeping *k, const mgr__process *p)
+{
+    bool doomed = k->phase != MGR__PHASE_RUN && !mgr__keeping_working(k);
+    for (uint32_t i = 0; i < k->high; i++) {
+        mgr__child *c = &k->children[i];
+        if (c->state == MGR__WORKER_EXITED && c->start <= p->start) c->held = doomed = true;
+    }
+    return doomed;
+}
+
+/* True: the orphan stands in the way of saying that all work is dead. */
+static bool mgr__keeping_orphan(mgr__keeping *k, const mgr__process *p)
+{
+    mgr__child *c = NULL;
+    bool doomed = true, agents = false;
+    switch (mgr__keeping_owner(k, p, &c)) {
+    case MGR__OWNER_KNOWN:
+        c->held = true;
+        agents = c->agent;
+        doomed = c->state == MGR__WORKER_EXITED || c->killed_at;
+        break;
+    case MGR__OWNER_FORMER: break;
+    case MGR__OWNER_UNKNOWN: doomed = mgr__keeping_nameless(k, p); break;
+    }
+    if (doomed) mgr__process_kill_child(p);
+    return !agents;
+}
+
+/* Kill what ended workers left, find which trees are empty. Without the list
+ * nothing is called empty but by the kernel's own word that there is no child
+ * (Invariant 4). */
+static void mgr__keeping_sweep(mgr__keeping *k)
+{
+    mgr__process_end end;
+    int count = 0;
+    k->orphans = 0;
+    if (mgr__process_wait(0, true, &end) != -ECHILD) count = mgr__process_list(k->self, k->list, MGR__KEEPER_LIST_MAX);
+    for (uint32_t i = 0; i < k->high; i++) k->children[i].held = false;
+    for (int i = 0; i < count; i++) {
+        if (mgr__keeping_leader(k, k->list[i].pid)) continue;
+        if (mgr__keeping_orphan(k, &k->list[i])) k->orphans++;
+    }
+    k->sweep = count < 0;
+    for (uint32_t i = 0; i < k->high; i++) {
+        mgr__child *c = &k->children[i];
+        if (c->state != MGR__WORKER_EXITED) continue;
+        if (count < 0 || c->held) { k->sweep = true; continue; }
+        c->stuck = false;
+        mgr__child_become(k, c, c->error ? MGR__WORKER_FAILED : MGR__WORKER_EMPTY);
+    }
+    if (k->phase != MGR__PHASE_RUN && k->orphans) k->sweep = true;
+}
+
+/* What does not die at once is looked at less and less often. */
+static void mgr__keeping_sweep_paced(mgr__keeping *k, int64_t now)
+{
+    if (!k->sweep || now < k->sweep_at) return;
+    mgr__keeping_sweep(k);
+    k->sweep_at = now + k->sweep_pause;
+    k->sweep_pause = mgr__min64(k->sweep_pause * 2, MGR__KEEPER_SWEEP_MS_MAX);
+}
+
+/* ---- the keeper process: deadlines ---- */
+
+static void mgr__keeping_stuck(mgr__keeping *k, mgr__child *c, int64_t now)
+{
+    if (c->stuck || !c->killed_at || now - c->killed_at < mgr__max64(1000, k->page->kill_margin_ms)) return;
+    c->stuck = true;
+    mgr__child_say(k, c);
+}
+
+/* A leader in an uninterruptible wait keeps its group's number but not its
+ * descendants from working on: they are killed one by one. */
+static void mgr__keeping_kill_tree(mgr__keeping *k, const mgr__child *c, int64_t now)
+{
+    if (now < k->below_at) return;
+    k->below_at = now + 50;
+    mgr__process_kill_below(c->pid, k->list, MGR__KEEPER_LIST_MAX);
+}
+
+static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
+{
+    for (uint32_t i = 0; i < k->high; i++) {
+        mgr__child *c = &k->children[i];
+        if (c->state == MGR__WORKER_EXITED) { if (!c->killed_at) c->killed_at = now; mgr__keeping_stuck(k, c, now); continue; }
+        if (!mgr__child_live(c)) continue;
+        if (c->exec_fd >= 0 && now >= c->start_until && !c->killed_at) {
+            c->error = ETIMEDOUT;
+            mgr__child_kill(c, now);
+        }
+        if (now >= c->kill_at) {
+            if (c->killed_at && now - c->killed_at >= 50) mgr__keeping_kill_tree(k, c, now);
+            mgr__child_kill(c, now);
+            mgr__keeping_stuck(k, c, now);
+        }
+    }
+}
+
+static int64_t mgr__keeping_stop_due(const mgr__keeping *k)
+{
+    int64_t word = mgr__page_lease(k->page);
+    if (!mgr__page_open(word)) return MGR__NEVER;
+    return word - (int64_t)k->page->stop_grace_ms - mgr__page_early(k->page, k->late);
+}
+
+/* When the loop must turn next. */
+static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
+{
+    int64_t due = now + mgr__page_beat_ms(k->page);
+    if (k->phase == MGR__PHASE_WORDS) return now;
+    if (k->phase == MGR__PHASE_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k));
+    if (k->sweep) due = mgr__min64(due, k->sweep_at);
+    if (k->phase == MGR__PHASE_STOP && k->stop_at > now) due = mgr__min64(due, k->stop_at);
+    for (uint32_t i = 0; i < k->high; i++) {
+        const mgr__child *c = &k->children[i];
+        if (!mgr__child_live(c)) continue;
+        if (c->exec_fd >= 0 && !c->killed_at) due = mgr__min64(due, c->start_until);
+        due = mgr__min64(due, c->killed_at ? mgr__max64(c->kill_at, now) + 25 : c->kill_at);
+    }
+    return due;
+}
+
+/* ---- the keeper process: last words ---- */
+
+static bool mgr__keeping_host_dead(const mgr__keeping *k)
+{
+    mgr__process host;
+    if (k->host_dead) return true;
+    if (k->host_fd >= 0) return mgr__process_poll_one(k->host_fd, POLLIN, 0) > 0;
+    return !mgr__process_stat(k->page->host, &host) || host.start != k->page->host_start || host.state == 'Z';
+}
+
+/* The status in "HTTP/1.1 200", or -errno. */
+static int mgr__words_status(int fd, int64_t until)
+{
+    char head[12];
+    size_t len = 0;
+    while (len < sizeof head) {
+        int64_t left = until - mgr__process_now_ms();
+        if (left <= 0 || mgr__process_poll_one(fd, POLLIN, (int)left) <= 0) return -ETIMEDOUT;
+        int got = mgr__process_read(fd, head + len, sizeof head - len);
+        if (got == 0) return -ECONNRESET;
+        if (got < 0 && got != -EAGAIN) return got;
+        if (got > 0) len += (size_t)got;
+    }
+    if (memcmp(head, "HTTP/1.", 7) != 0) return -EPROTO;
+    for (int i = 9; i < 12; i++) if (head[i] < '0' || head[i] > '9') return -EPROTO;
+    return (head[9] - '0') * 100 + (head[10] - '0') * 10 + (head[11] - '0');
+}
+
+static int mgr__words_try(const struct sockaddr_storage *address, socklen_t address_len, const char *text, size_t len)
+{
+    int64_t until = mgr__process_now_ms() + MGR__KEEPER_TRY_MS;
+    int fd = mgr__process_connect(address, address_len), result = 0;
+    if (fd < 0) return fd;
+    for (size_t sent = 0; sent < len && result >= 0; ) {
+        int64_t left = until - mgr__process_now_ms();
+        if (left <= 0 || mgr__process_poll_one(fd, POLLOUT, (int)left) <= 0) { result = -ETIMEDOUT; break; }
+        int put = mgr__process_send(fd, text + sent, len - sent);
+        if (put > 0) sent += (size_t)put;
+        else if (put != -EAGAIN) result = put;
+    }
+    if (result >= 0) result = mgr__words_status(fd, until);
+    mgr__process_close(fd);
+    return result;
+}
+
+/* Until an address answers with 2xx, or all of those that answer refuse (4xx):
+ * what is refused now is refused again. Each of the three is a fact or names one
+ * life, so it may arrive twice or late. */
+static void mgr__words_send(const mgr__keeping *k, int which)
+{
+    const mgr__frame_words *h = &k->words.head;
+    const char *text = k->words.text;
+    int64_t now = mgr__process_now_ms(), until = now + MGR__KEEPER_WORDS_MS, pause = 20;
+    for (int i = 0; i < which; i++) text += h->lens[i];
+    while (h->lens[which] && h->address_count && now < until && !MGR__LOAD(&k->page->dismissed)) {
+        bool refused = false, unsure = false;
+        for (uint32_t i = 0; i < h->address_count; i++) {
+            int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[which]);
+            if (status >= 200 && status < 300) return;
+            if (status >= 400 && status < 500 && status != 429) refused = true;
+            else if (status > 0) unsure = true;
+        }
+        if (refused && !unsure) return;
+        mgr__process_poll(NULL, 0, (int)pause);
+        pause = mgr__min64(1000, pause * 2);
+        now = mgr__process_now_ms();
+        MGR__STORE(&k->page->keeper_beat, now);
+    }
+}
+
+/* Invariant 4 for in-process work: while the host lives nobody certifies. */
+static bool mgr__keeping_may_certify(const mgr__keeping *k)
+{
+    return !MGR__LOAD(&k->page->in_process) || mgr__keeping_host_dead(k);
+}
+
+static void mgr__keeping_speak(mgr__keeping *k)
+{
+    bool certify = mgr__keeping_may_certify(k);
+    if (certify) mgr__words_send(k, MGR__WORD_CERTIFICATE);
+    mgr__words_send(k, MGR__WORD_DESTROY);
+    mgr__words_send(k, MGR__WORD_DEREGISTER);
+    k->phase = certify ? MGR__PHASE_AGENTS : MGR__PHASE_HOST;
+}
+
+/* ---- the keeper process: from lease to end ---- */
+
+/* The word is closed first, then the first signal goes out. */
+static void mgr__keeping_begin_stop(mgr__keeping *k, int64_t stop_at, int64_t now)
+{
+    mgr__page_close(k->page);
+    k->phase = MGR__PHASE_STOP;
+    k->stop_at = stop_at;
+    k->poke = true;
+    mgr__keeping_sweep_soon(k);
+    for (uint32_t i = 0; i < k->high; i++) {
+        mgr__child *c = &k->children[i];
+        if (!c->agent) mgr__child_stop(k, c, mgr__min64(stop_at, now + c->stop_grace_ms), now);
+    }
+}
+
+/* Whatever ends the right to work: the lease, the manager, the guard, a closed word. */
+static void mgr__keeping_watch(mgr__keeping *k, int64_t now)
+{
+    int64_t word = mgr__page_lease(k->page), was = MGR__LOAD(&k->page->closed_until);
+    bool over = now >= mgr__keeping_stop_due(k);
+    if (!over && word != MGR__LEASE_CLOSED && !k->manager_gone && !k->guard_gone && !MGR__LOAD(&k->page->dismissed)) return;
+    int64_t grace = now + k->page->stop_grace_ms;
+    int64_t until = mgr__page_open(word) ? word : mgr__page_open(was) ? was : grace;
+    mgr__keeping_begin_stop(k, mgr__min64(grace, until - mgr__page_early(k->page, k->late)), now);
+}
+
+/* In-process work that may be ended by force goes at the lease's end. True: the
+ * host is to die and does not yet lie there. */
+static bool mgr__keeping_overrun(const mgr__keeping *k, int64_t now)
+{
+    if (!k->page->overrun_kill_host || !MGR__LOAD(&k->page->in_process) || MGR__LOAD(&k->page->dismissed)) return false;
+    if (k->host_fd < 0 || mgr__keeping_host_dead(k)) return false;
+    if (now >= k->stop_at) mgr__process_pidfd_kill(k->host_fd, SIGKILL);
+    return true;
+}
+
+static void mgr__keeping_stop_more(mgr__keeping *k, int64_t now)
+{
+    mgr__page *page = k->page;
+    if (mgr__keeping_overrun(k, now) || k->sweep) return;
+    for (uint32_t i = 0; i < k->high; i++) if (!k->children[i].agent && !mgr__child_over(&k->children[i])) return;
+    MGR__STORE(&page->work_dead, 1u);
+    mgr__page_poke();
+    k->phase = MGR__LOAD(&page->dismissed) ? MGR__PHASE_AGENTS : MGR__PHASE_WORDS;
+}
+
+static void mgr__keeping_end_agents(mgr__keeping *k, int64_t now)
+{
+    mgr__process_end end;
+    for (uint32_t i = 0; i < k->high; i++) {
+        mgr__child *c = &k->children[i];
+        if (c->state != MGR__WORKER_STOPPING) mgr__child_stop(k, c, now + c->stop_grace_ms, now);
+    }
+    if (mgr__process_wait(0, true, &end) != -ECHILD) return;
+    MGR__STORE(&k->page->swept, 1u);
+    mgr__page_poke();
+    k->phase = MGR__PHASE_OVER;
+}
+
+static void mgr__keeping_step(mgr__keeping *k, int64_t now)
+{
+    switch (k->phase) {
+    case MGR__PHASE_RUN: mgr__keeping_watch(k, now); break;
+    case MGR__PHASE_STOP: mgr__keeping_stop_more(k, now); break;
+    case MGR__PHASE_WORDS: mgr__keeping_speak(k); break;
+    case MGR__PHASE_HOST:
+        if (MGR__LOAD(&k->page->dismissed)) k->phase = MGR__PHASE_AGENTS;
+        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE); k->phase = MGR__PHASE_AGENTS; }
+        break;
+    case MGR__PHASE_AGENTS: mgr__keeping_end_agents(k, now); break;
+    case MGR__PHASE_OVER: break;
+    }
+}
+
+/* ---- the keeper process: commands ---- */
+
+static bool mgr__keeping_words(mgr__keeping *k, const char *frame, size_t bytes)
+{
+    mgr__frame_words h;
+    if (bytes < sizeof h) return false;
+    memcpy(&h, frame, sizeof h);
+    size_t texts = (size_t)h.lens[0] + h.lens[1] + h.lens[2];
+    if (texts > sizeof k->words.text || bytes != sizeof h + texts || h.address_count > MGR_ADDRESS_COUNT_MAX) return false;
+    k->words.head = h;
+    memcpy(k->words.text, frame + sizeof h, texts);
+    return true;
+}
+
+/* A signal goes to the leader alone, as kill(1) would; a stop is for the group. */
+static bool mgr__keeping_order(mgr__keeping *k, uint32_t kind, const char *frame, size_t bytes, int64_t now)
+{
+    mgr__frame_order order;
+    if (bytes != sizeof order) return false;
+    memcpy(&order, frame, sizeof order);
+    if (order.slot >= MGR_WORKER_COUNT_MAX) return false;
+    mgr__child *c = &k->children[order.slot];
+    if (!mgr__child_live(c)) return true;       /* it ended meanwhile */
+    if (kind == MGR__FRAME_SIGNAL) mgr__process_kill(c->pid, order.signo);
+    else mgr__child_stop(k, c, now + order.within_ms, now);
+    return true;
+}
+
+static bool mgr__keeping_frame(mgr__keeping *k, uint32_t kind, char *frame, size_t bytes)
+{
+    int64_t now = mgr__process_now_ms();
+    switch (kind) {
+    case MGR__FRAME_SPAWN: return mgr__keeping_spawn(k, frame, bytes, now);
+    case MGR__FRAME_SIGNAL: case MGR__FRAME_STOP: return mgr__keeping_order(k, kind, frame, bytes, now);
+    case MGR__FRAME_WORDS: return mgr__keeping_words(k, frame, bytes);
+    default: return false;
+    }
+}
+
+/* False: what the manager sends is no frame; it is then as good as gone. */
+static bool mgr__keeping_frames(mgr__keeping *k)
+{
+    size_t at = 0;
+    mgr__frame head;
+    while (k->in_len - at >= sizeof head) {
+        memcpy(&head, k->in + at, sizeof head);
+        if (head.bytes > sizeof k->in - sizeof head) return false;
+        if (k->in_len - at < sizeof head + head.bytes) break;
+        if (!mgr__keeping_frame(k, head.kind, k->in + at + sizeof head, head.bytes)) return false;
+        at += sizeof head + head.bytes;
+    }
+    memmove(k->in, k->in + at, k->in_len - at);
+    k->in_len -= at;
+    return true;
+}
+
+static void mgr__keeping_listen(mgr__keeping *k)
+{
+    while (!k->manager_gone) {
+        int got = mgr__process_read(MGR__FD_SOCKET, k->in + k->in_len, sizeof k->in - k->in_len);
+        if (got == -EAGAIN) return;
+        if (got > 0) k->in_len += (size_t)got;
+        if (got <= 0 || !mgr__keeping_frames(k)) k->manager_gone = true;
+    }
+}
+
+/* ---- the keeper process: its loop ---- */
+
+static void mgr__keeping_want(struct pollfd *at, int fd)
+{
+    at->fd = fd;        /* negative: poll passes it over */
+    at->events = POLLIN;
+    at->revents = 0;
+}
+
+static void mgr__keeping_late(mgr__keeping *k, int64_t now)
+{
+    if (!k->timer_at || now < k->timer_at) return;
+    k->late = mgr__page_late(k->page, k->late, now - k->timer_at);
+    MGR__STORE(&k->page->keeper_late, k->late);
+}
+
+static void mgr__keeping_wait(mgr__keeping *k)
+{
+    int64_t now = mgr__process_now_ms(), due = mgr__keeping_due(k, now);
+    size_t count = 4;
+    mgr__keeping_want(&k->polls[0], k->manager_gone ? -1 : MGR__FD_SOCKET);
+    mgr__keeping_want(&k->polls[1], k->timer_fd);
+    mgr__keeping_want(&k->polls[2], k->guard_gone ? -1 : k->guard_fd);
+    mgr__keeping_want(&k->polls[3], k->host_dead ? -1 : k->host_fd);
+    for (uint32_t i = 0; i < k->high; i++) if (k->children[i].exec_fd >= 0 && mgr__child_live(&k->children[i])) mgr__keeping_want(&k->polls[count++], k->children[i].exec_fd);
+    mgr__process_timer_set(k->timer_fd, due);
+    k->timer_at = due;
+    int64_t left = mgr__max64(0, due - now);
+    mgr__process_poll(k->polls, count, (int)(k->timer_fd >= 0 ? left + 1000 : mgr__min64(left, 250)));
+    mgr__keeping_late(k, mgr__process_now_ms());
+    if (k->polls[2].revents) k->guard_gone = true;
+    if (k->polls[3].revents || (k->host_fd < 0 && mgr__keeping_host_dead(k))) k->manager_gone = k->host_dead = true;
+}
+
+static void mgr__keeping_turn(mgr__keeping *k)
+{
+    int64_t now = mgr__process_now_ms();
+    MGR__STORE(&k->page->keeper_beat, now);
+    enum mgr__keeping_phase before;
+    do { before = k->phase; mgr__keeping_step(k, now); } while (k->phase != before);
+    mgr__keeping_reap(k);
+    mgr__keeping_deadlines(k, now);
+    for (uint32_t i = 0; i < k->high; i++) if (mgr__child_live(&k->children[i])) mgr__keeping_exec_news(k, &k->children[i]);
+    mgr__keeping_sweep_paced(k, now);
+    if (k->phase == MGR__PHASE_STOP) mgr__keeping_stop_more(k, now);
+    if (k->poke) mgr__page_poke();
+    k->poke = false;
+}
+
+/* The keeper's whole life. */
+static void mgr__keeping_main(mgr__page *page, int guard_fd)
+{
+    mgr__keeping *k = (mgr__keeping *)mgr__process_pages(sizeof *k);
+    if (!k) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
+    mgr__process_name("mgr-keeper");
+    /* Not SIGKILL: should the guard die, the keeper ends the work and says so. But
+     * it must be able to: a keeper that was stopped by hand goes on. */
+    mgr__process_death_signal(SIGCONT);
+    int code = mgr__process_subreaper();
+    if (code < 0) mgr__page_fail(page, MGR__STEP_SUBREAPER, code);
+    k->page = page;
+    k->self = mgr__process_self();
+    k->guard_fd = guard_fd;
+    k->timer_fd = mgr__process_timer_open();
+    k->host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
+    mgr__process_rank_raise(&k->rank);
+    mgr__process self;
+    if (!mgr__process_stat(k->self, &self)) mgr__page_fail(page, MGR__STEP_PROC, -ENOENT);
+    MGR__STORE(&page->keeper, (int32_t)k->self);
+    MGR__STORE(&page->keeper_beat, mgr__process_now_ms());
+    MGR__STORE(&page->ready, 1u);
+    mgr__page_poke();
+    while (k->phase != MGR__PHASE_OVER) {
+        mgr__keeping_wait(k);
+        mgr__keeping_listen(k);
+        mgr__keeping_turn(k);
+    }
+    mgr__process_exit(0);
+}
+
+/* ---- the guard process ---- */
+
+typedef struct mgr__guard {
+    mgr__page *page;
+    pid_t      keeper;
+    int        timer_fd;
+    int64_t    seen;            /* the lease as last seen open */
+    int64_t    closed_at;       /* when it was first seen closed */
+    int64_t    timer_at;
+    uint32_t   late;
+} mgr__guard;
+
+/* When the keeper has had its chance. The word may be closed with its old value
+ * not yet noted, the keeper having died in between: then what was seen last. */
+static int64_t mgr__guard_deadline(mgr__guard *g, int64_t now)
+{
+    const mgr__page *page = g->page;
+    int64_t word = mgr__page_lease(page), was = MGR__LOAD(&page->closed_until);
+    int64_t margin = page->kill_margin_ms / 2 - mgr__page_early(page, g->late) / 2;
+    if (mgr__page_open(word)) { g->seen = word; return word + margin; }
+    if (word == MGR__LEASE_UNSET) return MGR__NEVER;
+    if (!g->closed_at) g->closed_at = now;
+    if (mgr__page_open(was)) return was + margin;
+    return g->seen ? g->seen + margin : g->closed_at + page->stop_grace_ms + margin;
+}
+
+static int64_t mgr__guard_tick_ms(const mgr__guard *g)
+{
+    int64_t beat = mgr__page_beat_ms(g->page);
+    return mgr__page_lease(g->page) == MGR__LEASE_UNSET ? mgr__max64(10, mgr__min64(beat, g->page->kill_margin_ms / 4)) : beat;
+}
+
+static void mgr__guard_wait(mgr__guard *g, int64_t due)
+{
+    struct pollfd timer;
+    int64_t now = mgr__process_now_ms(), left = mgr__max64(0, due - now);
+    mgr__keeping_want(&timer, g->timer_fd);
+    mgr__process_timer_set(g->timer_fd, due);
+    mgr__process_poll(&timer, 1, (int)(g->timer_fd >= 0 ? left + 1000 : mgr__min64(left, 250)));
+    now = mgr__process_now_ms();
+    if (now < due) return;
+    g->late = mgr__page_late(g->page, g->late, now - due);
+    MGR__STORE(&g->page->guard_late, g->late);
+}
+
+/* Returns when the keeper is dead, by its own end or by ours. */
+static void mgr__guard_watch(mgr__guard *g)
+{
+    mgr__process_end end;
+    while (mgr__process_wait(g->keeper, true, &end) == 0) {
+        int64_t now = mgr__process_now_ms(), deadline = mgr__guard_deadline(g, now);
+        MGR__STORE(&g->page->guard_beat, now);
+        if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
+        if (now >= deadline) {
+            mgr__page_close(g->page);
+            mgr__process_kill(g->keeper, SIGKILL);
+            deadline = now + 20;
+        }
+        mgr__guard_wait(g, mgr__min64(deadline, now + mgr__guard_tick_ms(g)));
+    }
+}
+
+/* The keeper is dead: its descendants are ours now. Until the kernel says that
+ * there is none, for a killed one's children come to us before it is reaped. */
+static void mgr__guard_sweep(mgr__guard *g, mgr__process *list)
+{
+    mgr__process_end end;
+    pid_t self = mgr__process_self();
+    int got;
+    mgr__page_close(g->page);
+    MGR__STORE(&g->page->keeper_gone, 1u);
+    mgr__page_poke();
+    for (;;) {
+        while ((got = mgr__process_wait(0, false, &end)) == 1) { }
+        if (got == -ECHILD) break;
+        mgr__process_kill_below(self, list, MGR__KEEPER_LIST_MAX);
+        MGR__STORE(&g->page->guard_beat, mgr__process_now_ms());
+        mgr__process_poll(NULL, 0, 5);
+    }
+    MGR__STORE(&g->page->work_dead, 1u);
+    MGR__STORE(&g->page->swept, 1u);
+    mgr__page_poke();
+}
+
+/* The guard's whole life. */
+static void mgr__guard_main(mgr__page *page)
+{
+    mgr__guard g;
+    int alive[2], code = mgr__process_subreaper();
+    mgr__process *list = (mgr__process *)mgr__process_pages(sizeof *list * MGR__KEEPER_LIST_MAX);
+    mgr__process_name("mgr-guard");
+    mgr__process_death_signal(SIGCONT);
+    if (code < 0) mgr__page_fail(page, MGR__STEP_SUBREAPER, code);
+    if (!list) mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM);
+    if ((code = mgr__process_pipe(alive)) < 0) mgr__page_fail(page, MGR__STEP_DESCRIPTORS, code);
+    memset(&g, 0, sizeof g);
+    g.page = page;
+    MGR__STORE(&page->guard, (int32_t)mgr__process_self());
+    MGR__STORE(&page->guard_beat, mgr__process_now_ms());
+    g.keeper = mgr__process_fork(false);
+    if (g.keeper < 0) mgr__page_fail(page, MGR__STEP_KEEPER, (int)g.keeper);
+    if (g.keeper == 0) {
+        mgr__process_close(alive[1]);       /* the guard's alone: its end is the guard's end */
+        mgr__keeping_main(page, alive[0]);
+    }
+    mgr__process_close(alive[0]);
+    for (int fd = MGR__FD_HOST; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
+    g.timer_fd = mgr__process_timer_open();
+    mgr__guard_watch(&g);
+    mgr__guard_sweep(&g, list);
+    mgr__process_exit(0);
+}
+
+/* ---- the manager's side ---- */
+
+typedef struct mgr__keeper {
+    mgr__heap *heap;
+    mgr__page *page;            /* NULL: never opened, or closed */
+    int        fd, guard_fd, keeper_fd;     /* socket; pidfds, -1 where there are none */
+    pid_t      host, guard;
+    uid_t      euid;
+    mgr__buf   out;             /* frames on their way */
+    uint32_t   generation;
+    bool       ended;           /* nobody holds the socket's other end */
+    int64_t    silent_at;       /* a heart was first seen not beating; 0: it beats */
+    uint8_t    used[MGR_WORKER_COUNT_MAX];
+    uint64_t   changed[MGR__SLOT_WORDS];
+} mgr__keeper;
+
+/* What the forked child needs, made ready before the fork. */
+typedef struct mgr__keeper_birth {
+    mgr__process_pins pins;
+    int    keep[MGR__FD_END - 3];
+    int    life_fd;
+    char **argv, **env;         /* NULL: no exec */
+    bool   whole;               /* keep the host's memory */
+} mgr__keeper_birth;
+
+static const char *mgr__keeper_step_text(uint32_t step)
+{
+    switch ((enum mgr__start_step)step) {
+    case MGR__STEP_FORK: return "fork";
+    case MGR__STEP_DESCRIPTORS: return "arrange descriptors";
+    case MGR__STEP_EXEC: return "execute keeper_argv";
+    case MGR__STEP_SUBREAPER: return "become a subreaper";
+    case MGR__STEP_KEEPER: return "fork the keeper";
+    case MGR__STEP_MEMORY: return "map memory";
+    case MGR__STEP_PROC: return "read /proc";
+    }
+    return "start";
+}
+
+/* The guard, from the fork on; all signals are blocked. */
+static void mgr__keeper_born(mgr__page *page, mgr__keeper_birth *birth)
+{
+    mgr__process_detach();
+    page->host_umask = (uint32_t)mgr__process_umask(077);
+    int code = mgr__process_fds_settle(birth->keep, MGR__COUNT(birth->keep));
+    if (code < 0) mgr__page_fail(page, MGR__STEP_DESCRIPTORS, code);
+    for (size_t i = 0; i < MGR__COUNT(birth->keep); i++) if (birth->keep[i] >= 0) page->present |= 1u << i;
+    if (birth->argv) {
+        pid_t pid = mgr__process_fork(false);       /* exec would give it back the SIGCHLD that the host must not get: let another be its parent */
+        if (pid < 0) mgr__page_fail(page, MGR__STEP_FORK, (int)pid);
+        if (pid > 0) mgr__process_exit(0);
+        for (int fd = MGR__FD_SOCKET; fd < MGR__FD_END; fd++) mgr__process_inherit(fd, true);
+        mgr__page_fail(page, MGR__STEP_EXEC, mgr__process_exec_self(birth->argv, birth->env));
+    }
+    if (!birth->whole) mgr__process_unmap_host(&birth->pins);
+    mgr__guard_main(page);
+}
+
+/* Reap the guard if it is ours and dead. True: it is gone. */
+static bool mgr__keeper_reap(mgr__keeper *k)
+{
+    mgr__process_end end;
+    if (k->guard <= 0) return true;
+    int got = mgr__process_wait(k->guard, false, &end);
+    if (got == 0) return false;
+    if (got == -ECHILD && k->guard_fd >= 0 && mgr__process_poll_one(k->guard_fd, POLLIN, 0) == 0) return false;
+    k->guard = 0;
+    return true;
+}
+
+static void mgr__keeper_drop(mgr__keeper *k)
+{
+    mgr__process_close(k->fd);
+    mgr__process_close(k->guard_fd);
+    mgr__process_close(k->keeper_fd);
+    mgr__process_unmap(k->page, sizeof *k->page);
+    if (k->heap) mgr__buf_free(&k->out);
+    k->page = NULL;
+    k->fd = k->guard_fd = k->keeper_fd = -1;
+}
+
+/* Our environment and a mark by which mgr_keeper_main knows what it is. */
+static char **mgr__keeper_environment(mgr__heap *heap)
+{
+    size_t count = 0;
+    char **env;
+    while (environ && environ[count]) count++;
+    env = (char **)mgr__alloc_array(heap, count + 2, sizeof *env);
+    if (!env) return NULL;
+    for (size_t i = 0; i < count; i++) env[i + 1] = environ[i];
+    env[0] = mgr__dup(heap, mgr__str_of("MANAGER_KEEPER=1"));
+    return env;
+}
+
+static void mgr__keeper_page_init(mgr__page *page, const mgr__keeper_config *c, pid_t host)
+{
+    mgr__process self;
+    int64_t now = mgr__process_now_ms();
+    memset(&self, 0, sizeof self);
+    mgr__process_stat(host, &self);
+    page->nonce = mgr__mix64((uint64_t)now ^ (uint64_t)host << 40 ^ (uint64_t)(uintptr_t)page ^ self.start << 20);
+    page->lease_ms = c->lease_ms;
+    page->kill_margin_ms = c->kill_margin_ms;
+    page->stop_grace_ms = c->stop_grace_ms;
+    page->overrun_kill_host = c->overrun_kill_host;
+    page->host = (int32_t)host;
+    page->host_start = self.start;
+    page->lease = MGR__LEASE_UNSET;
+    page->magic = MGR__PAGE_MAGIC;
+}
+
+/* Fork, with nothing of ours left open in the host but its ends. */
+static int mgr__keeper_fork(mgr__keeper *k, mgr__keeper_birth *birth, int page_fd, int socket)
+{
+    sigset_t before;
+    mgr__process_pins_init(&birth->pins);
+    mgr__process_pin(&birth->pins, k->page);
+    int host_fd = mgr__process_pidfd(k->host);
+    birth->keep[MGR__FD_SOCKET - 3] = socket;
+    birth->keep[MGR__FD_PAGE - 3] = page_fd;
+    birth->keep[MGR__FD_HOST - 3] = host_fd;
+    birth->keep[MGR__FD_OUT - 3] = 1;
+    birth->keep[MGR__FD_ERR - 3] = 2;
+    birth->keep[MGR__FD_LIFE - 3] = birth->life_fd > 2 ? birth->life_fd : -1;
+    mgr__process_signals_block(&before);
+    k->guard = mgr__process_fork(true);
+    if (k->guard == 0) mgr__keeper_born(k->page, birth);
+    mgr__process_signals_restore(&before);
+    mgr__process_close(host_fd);
+    if (k->guard < 0) return (int)k->guard;
+    k->guard_fd = birth->argv ? -1 : mgr__process_pidfd(k->guard);
+    return 0;
+}
+
+/* Wait until both are in place. 0, or -errno. */
+static int mgr__keeper_handshake(mgr__keeper *k, bool execed)
+{
+    int64_t now = mgr__process_now_ms(), until = now + MGR__KEEPER_OPEN_MS;
+    while (!MGR__LOAD(&k->page->ready)) {
+        int error = MGR__LOAD(&k->page->start_error);
+        if (error) return -error;
+        if ((now = mgr__process_now_ms()) >= until) return -ETIMEDOUT;
+        int events = mgr__process_poll_one(k->fd, POLLIN, (int)(until - now));
+        char poke[64];
+        if (events > 0 && mgr__process_read(k->fd, poke, sizeof poke) == 0 && !MGR__LOAD(&k->page->start_error)) return -ECHILD;
+    }
+    if (execed) {
+        mgr__keeper_reap(k);        /* the one in between, which is over */
+        k->guard = MGR__LOAD(&k->page->guard);
+        k->guard_fd = mgr__process_pidfd(k->guard);
+    }
+    k->keeper_fd = mgr__process_pidfd(MGR__LOAD(&k->page->keeper));
+    return 0;
+}
+
+static int mgr__keeper_make(mgr__keeper *k, const mgr__keeper_config *c, bool whole)
+{
+    mgr__keeper_birth birth;
+    int page_fd, pair[2], code;
+    memset(&birth, 0, sizeof birth);
+    birth.life_fd = c->life_fd;
+    birth.whole = whole;
+    k->page = (mgr__page *)mgr__process_shared_make(sizeof *k->page, &page_fd);
+    if (!k->page) return -ENOMEM;
+    mgr__keeper_page_init(k->page, c, k->host);
+    if ((code = mgr__process_socketpair(pair)) == 0) {
+        k->fd = pair[0];
+        birth.argv = page_fd >= 0 ? c->keeper_argv : NULL;
+        birth.env = birth.argv ? mgr__keeper_environment(k->heap) : NULL;
+        code = birth.argv && !birth.env ? -ENOMEM : mgr__keeper_fork(k, &birth, page_fd, pair[1]);
+        if (birth.env) mgr__free(k->heap, birth.env[0]);
+        mgr__free(k->heap, birth.env);
+        mgr__process_close(pair[1]);
+    }
+    mgr__process_close(page_fd);
+    return code < 0 ? code : mgr__keeper_handshake(k, birth.argv != NULL);
+}
+
+/* Undo a birth that failed. */
+static void mgr__keeper_abort(mgr__keeper *k)
+{
+    if (k->guard > 0) mgr__process_kill(k->guard, SIGKILL);
+    for (int i = 0; i < 50 && !mgr__keeper_reap(k); i++) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    mgr__keeper_drop(k);
+}
+
+/* Fork guard and keeper and wait until they are in place. On failure nothing is
+ * left and error_text has the reason. MGR_INVALID: an isolation that this build
+ * cannot give; MGR_SYSTEM; MGR_NO_MEMORY. */
+static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__keeper_config *c, mgr__buf *error_text)
+{
+    memset(k, 0, sizeof *k);
+    k->fd = k->guard_fd = k->keeper_fd = -1;
+    k->heap = heap;
+    k->host = mgr__process_self();
+    k->euid = mgr__process_euid();
+    mgr__buf_init(&k->out, heap, MGR__KEEPER_QUEUE_BYTES * 2u);
+    if (c->isolate == MGR_ISOLATE_CGROUP || c->isolate == MGR_ISOLATE_PIDNS) {
+        mgr__buf_printf(error_text, "isolate: %s is not available here, use auto or none", c->isolate == MGR_ISOLATE_CGROUP ? "cgroup" : "pidns");
+        return MGR_INVALID;
+    }
+    int code = mgr__keeper_make(k, c, false);
+    if (code == -ECHILD && !c->keeper_argv) {   /* it died on its way: some memory of the host's was needed after all */
+        mgr__keeper_abort(k);
+        code = mgr__keeper_make(k, c, true);
+    }
+    if (code == 0) return MGR_OK;
+    uint32_t step = k->page ? k->page->start_step : (uint32_t)MGR__STEP_MEMORY;
+    mgr__buf_printf(error_text, "cannot start guard and keeper: %s: %s", mgr__keeper_step_text(step), strerror(-code));
+    mgr__keeper_abort(k);
+    return code == -ENOMEM ? MGR_NO_MEMORY : MGR_SYSTEM;
+}
+
+/* ---- the manager's side: commands ---- */
+
+static bool mgr__keeper_flush(mgr__keeper *k)
+{
+    while (k->out.len && !k->ended) {
+        int put = mgr__process_send(k->fd, k->out.at, k->out.len);
+        if (put == -EAGAIN) return true;
+        if (put < 0) { k->ended = true; return false; }
+        mgr__buf_consume(&k->out, (size_t)put);
+    }
+    return !k->ended;
+}
+
+/* Out of memory or of room for a command that must not be lost: whoever cannot be
+ * commanded must not go on working. */
+static void mgr__keeper_unheard(mgr__keeper *k)
+{
+    k->out.failed = false;
+    mgr__page_close(k->page);
+}
+
+static void mgr__keeper_frame(mgr__keeper *k, enum mgr__frame_kind kind, const void *head, size_t head_bytes, size_t more)
+{
+    mgr__frame frame;
+    frame.kind = (uint32_t)kind;
+    frame.bytes = (uint32_t)(head_bytes + more);
+    if (!mgr__buf_reserve(&k->out, sizeof frame + frame.bytes)) return;
+    mgr__buf_add(&k->out, &frame, sizeof frame);
+    mgr__buf_add(&k->out, head, head_bytes);
+}
+
+static void mgr__keeper_order(mgr__keeper *k, enum mgr__frame_kind kind, uint32_t slot, int signo, uint32_t within_ms)
+{
+    mgr__frame_order order;
+    MGR_ASSERT(slot < MGR_WORKER_COUNT_MAX && k->used[slot]);
+    order.slot = slot;
+    order.signo = signo;
+    order.within_ms = within_ms;
+    mgr__keeper_frame(k, kind, &order, sizeof order, 0);
+    if (k->out.failed) mgr__keeper_unheard(k);
+    mgr__keeper_flush(k);
+}
+
+static size_t mgr__keeper_strings_bytes(const char *const *list, uint32_t *count)
+{
+    size_t bytes = 0;
+    *count = 0;
+    for (; list && list[*count]; ++*count) bytes += strlen(list[*count]) + 1;
+    return bytes;
+}
+
+static void mgr__keeper_add_strings(mgr__keeper *k, const char *const *list, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) mgr__buf_add(&k->out, list[i], strlen(list[i]) + 1);
+}
+
+static void mgr__keeper_spawn_head(mgr__frame_spawn *h, const mgr__spawn *s)
+{
+    h->stop_signal = s->stop_signal;
+    h->stop_grace_ms = s->stop_grace_ms;
+    h->start_timeout_ms = s->start_timeout_ms;
+    h->uid = (uint32_t)s->uid;
+    h->gid = (uint32_t)s->gid;
+    h->set_ids = s->set_ids;
+    h->discard_output = s->discard_output;
+    h->agent = s->agent;
+}
+
+/* Queue a start; reports on *slot follow, until mgr__keeper_free.
+ * MGR_LIMIT: over MGR_SPAWN_BYTES_MAX, no slot is free, or too many commands wait.
+ * MGR_STATE: the effective user id is not the one of mgr__keeper_open, whose
+ * rights the worker would get; or the keeper is gone. */
+static mgr_result mgr__keeper_spawn(mgr__keeper *k, const mgr__spawn *s, uint32_t *slot)
+{
+    mgr__frame_spawn h;
+    memset(&h, 0, sizeof h);
+    mgr__keeper_spawn_head(&h, s);
+    const char *directory = s->directory ? s->directory : "/";
+    size_t text = mgr__keeper_strings_bytes(s->argv, &h.argc) + mgr__keeper_strings_bytes(s->env, &h.envc), dir = strlen(directory) + 1;
+    if (!h.argc) return MGR_INVALID;
+    if (text > MGR_SPAWN_BYTES_MAX || dir > PATH_MAX) return MGR_LIMIT;
+    if (k->ended || mgr__process_euid() != k->euid) return MGR_STATE;
+    if (k->out.len > MGR__KEEPER_QUEUE_BYTES) return MGR_LIMIT;
+    while (h.slot < MGR_WORKER_COUNT_MAX && k->used[h.slot]) h.slot++;
+    if (h.slot == MGR_WORKER_COUNT_MAX) return MGR_LIMIT;
+    h.generation = ++k->generation;
+    mgr__keeper_frame(k, MGR__FRAME_SPAWN, &h, sizeof h, text + dir);
+    if (k->out.failed) { k->out.failed = false; return MGR_NO_MEMORY; }
+    mgr__buf_add(&k->out, directory, dir);
+    mgr__keeper_add_strings(k, s->argv, h.argc);
+    mgr__keeper_add_strings(k, s->env, h.envc);
+    k->used[h.slot] = 1;
+    k->changed[h.slot / 64] &= ~((uint64_t)1 << (h.slot % 64));
+    MGR__STORE(&k->page->slots[h.slot].now, (uint64_t)MGR__WORKER_STARTING);
+    *slot = h.slot;
+    mgr__keeper_flush(k);
+    return MGR_OK;
+}
+
+/* To the leader alone. */
+static void mgr__keeper_signal(mgr__keeper *k, uint32_t slot, int signo) { mgr__keeper_order(k, MGR__FRAME_SIGNAL, slot, signo, 0); }
+
+/* Its stop signal and SIGCONT to the group, SIGKILL for the whole tree after
+ * within_ms; 0: SIGKILL at once. A later call can only shorten the time. */
+static void mgr__keeper_stop(mgr__keeper *k, uint32_t slot, uint32_t within_ms) { mgr__keeper_order(k, MGR__FRAME_STOP, slot, 0, within_ms); }
+
+
+/* After EMPTY or FAILED, or once the keeper is swept. */
+static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
+{
+    MGR_ASSERT(slot < MGR_WORKER_COUNT_MAX && k->used[slot]);
+    k->used[slot] = 0;
+    k->changed[slot / 64] &= ~((uint64_t)1 << (slot % 64));
+}
+
+/* Prepare or replace what the keeper says when the work has ended without the
+ * manager. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
+ * over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was set before then stays. */
+static mgr_result mgr__keeper_last_words(mgr__keeper *k, const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
+                                         mgr__str certificate, mgr__str destroy, mgr__str deregister)
+{
+    mgr__frame_words h;
+    size_t bytes = certificate.len + destroy.len + deregister.len;
+    if (address_count > MGR_ADDRESS_COUNT_MAX || bytes > MGR__KEEPER_WORDS_BYTES) return MGR_LIMIT;
+    memset(&h, 0, sizeof h);
+    h.address_count = (uint32_t)address_count;
+    for (size_t i = 0; i < address_count; i++) { h.addresses[i] = addresses[i]; h.address_lens[i] = lens[i]; }
+    h.lens[MGR__WORD_CERTIFICATE] = (uint32_t)certificate.len;
+    h.lens[MGR__WORD_DESTROY] = (uint32_t)destroy.len;
+    h.lens[MGR__WORD_DEREGISTER] = (uint32_t)deregister.len;
+    mgr__keeper_frame(k, MGR__FRAME_WORDS, &h, sizeof h, bytes);
+    if (k->out.failed) { k->out.failed = false; return MGR_NO_MEMORY; }
+    mgr__buf_str(&k->out, certificate);
+    mgr__buf_str(&k->out, destroy);
+    mgr__buf_str(&k->out, deregister);
+    mgr__keeper_flush(k);
+    return MGR_OK;
+}
+
+/* ---- the manager's side: lease and state ---- */
+
+/* Any thread. The right to work runs until until_ms; never shortened. False: closed, for good. */
+static bool mgr__keeper_lease_extend(mgr__keeper *k, int64_t until_ms) { return mgr__page_extend(k->page, until_ms); }
+
+/* Any thread. Until when, on the clock of mgr__process_now_ms; 0: closed, or never confirmed. */
+static int64_t mgr__keeper_lease(const mgr__keeper *k)
+{
+    int64_t word = k->page ? mgr__page_lease(k->page) : MGR__LEASE_CLOSED;
+    return mgr__page_open(word) ? word : 0;
+}
+
+/* Set before such work begins and only then look at the lease: the keeper closes
+ * the word first and looks at this second, so one of both sees the other. */
+static void mgr__keeper_in_process(mgr__keeper *k, bool on) { MGR__STORE(&k->page->in_process, on ? 1u : 0u); }
+
+static int mgr__keeper_fd(const mgr__keeper *k) { return k->ended ? -1 : k->fd; }
+static bool mgr__keeper_wants_write(const mgr__keeper *k) { return k->out.len && !k->ended; }
+
+/* Flush commands, take pokes. */
+static void mgr__keeper_turn(mgr__keeper *k)
+{
+    char pokes[256];
+    int got = -EAGAIN;
+    mgr__keeper_flush(k);
+    while (!k->ended && (got = mgr__process_read(k->fd, pokes, sizeof pokes)) > 0) { }
+    if (got != -EAGAIN) k->ended = true;
+    for (size_t i = 0; i < MGR__SLOT_WORDS; i++) k->changed[i] |= __atomic_exchange_n(&k->page->changed[i], (uint64_t)0, __ATOMIC_SEQ_CST);
+}
+
+/* A slot that changed since it was last reported: its latest state. */
+static bool mgr__keeper_next(mgr__keeper *k, mgr__worker_report *out)
+{
+    for (uint32_t i = 0; i < MGR_WORKER_COUNT_MAX; i++) {
+        if (!k->changed[i / 64]) { i |= 63; continue; }
+        if (!(k->changed[i / 64] >> (i % 64) & 1)) continue;
+        k->changed[i / 64] &= ~((uint64_t)1 << (i % 64));
+        if (!k->used[i]) continue;
+        uint64_t now = MGR__LOAD(&k->page->slots[i].now), result = MGR__LOAD(&k->page->slots[i].result);
+        out->slot = i;
+        out->state = (mgr__worker_state)(now & 0xff);
+        out->stuck = (now >> 8 & 1) != 0;
+        out->pid = (pid_t)(now >> 32);
+        out->status = (int)(uint32_t)result;
+        out->error = (int)(uint32_t)(result >> 32);
+        return true;
+    }
+    return false;
+}
+
+/* A heart that has not beaten for a quarter of the lease, seen twice with a pause
+ * in between: after a suspension we may simply have woken up first. */
+static bool mgr__keeper_silent(mgr__keeper *k)
+{
+    int64_t now = mgr__process_now_ms(), quarter = mgr__max64(500, k->page->lease_ms / 4);
+    int64_t beat = mgr__min64(MGR__LOAD(&k->page->guard_beat), MGR__LOAD(&k->page->keeper_beat));
+    if (now - beat <= quarter) { k->silent_at = 0; return false; }
+    if (!k->silent_at) k->silent_at = now;
+    return now - k->silent_at >= 250;
+}
+
+static bool mgr__keeper_ended(int pidfd) { return pidfd >= 0 && mgr__process_poll_one(pidfd, POLLIN, 0) > 0; }
+
+/* What stands. A silent pair is killed: the keeper first, so that the guard, should
+ * it be able to, sweeps; the guard too if it is the silent one, and then the keeper ends the work. */
+static mgr__keeper_status mgr__keeper_look(mgr__keeper *k)
+{
+    const mgr__page *page = k->page;
+    bool guard_ended = mgr__keeper_ended(k->guard_fd);
+    if (MGR__LOAD(&page->swept) || MGR__LOAD(&page->work_dead)) return MGR__KEEPER_SWEPT;
+    if (k->ended || guard_ended || mgr__keeper_ended(k->keeper_fd) || MGR__LOAD(&page->keeper_gone)) {
+        if (guard_ended && mgr__keeper_silent(k)) mgr__process_pidfd_kill(k->keeper_fd, SIGKILL);
+        return MGR__KEEPER_DEAD;
+    }
+    if (mgr__keeper_silent(k)) {
+        int64_t quarter = mgr__max64(500, page->lease_ms / 4), now = mgr__process_now_ms();
+        bool keeper = now - MGR__LOAD(&page->keeper_beat) > quarter;
+        mgr__page_close(k->page);
+        mgr__process_pidfd_kill(keeper ? k->keeper_fd : k->guard_fd, SIGKILL);
+        return MGR__KEEPER_DEAD;
+    }
+    return mgr__page_lease(page) == MGR__LEASE_CLOSED ? MGR__KEEPER_CLOSED : MGR__KEEPER_ALIVE;
+}
+
+/* By how much the timers of guard or keeper fire late, whichever is worse. */
+static uint32_t mgr__keeper_late_ms(const mgr__keeper *k)
+{
+    uint32_t guard = MGR__LOAD(&k->page->guard_late), keeper = MGR__LOAD(&k->page->keeper_late);
+    return guard > keeper ? guard : keeper;
+}
+
+/* What is in force, whatever was asked for. */
+static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k) { (void)k; return MGR_ISOLATE_NONE; }
+
+/* The orderly end: the manager has certified or handed over what there was. What
+ * still runs is stopped, agents last; nothing is said to Consul. */
+static void mgr__keeper_dismiss(mgr__keeper *k)
+{
+    if (!k->page) return;
+    MGR__STORE(&k->page->dismissed, 1u);
+    mgr__page_close(k->page);
+    mgr__keeper_last_words(k, NULL, NULL, 0, mgr__str_of(""), mgr__str_of(""), mgr__str_of(""));   /* wakes it */
+}
+
+/* Let go. Work still running is stopped by the keeper, as at the manager's death.
+ * Waits for an end that is under way, not for one that takes its time: such a
+ * guard stays our zombie, which only wait with __WALL would show to the host. */
+static void mgr__keeper_close(mgr__keeper *k)
+{
+    if (!k->page) return;
+    mgr__keeper_flush(k);
+    mgr__process_close(k->fd);
+    k->fd = -1;
+    bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->work_dead);
+    int64_t until = mgr__process_now_ms() + (soon ? MGR__KEEPER_CLOSE_MS : 50);
+    while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    mgr__keeper_drop(k);
+}
+
+/* In a forked child of the host: memory and descriptors, nothing else. */
+static void mgr__keeper_forked(mgr__keeper *k)
+{
+    if (k->page) mgr__keeper_drop(k);
+}
+
+MGRAPI int mgr_keeper_main(int argc, char **argv)
+{
+    const char *mark = getenv("MANAGER_KEEPER");
+    (void)argc; (void)argv;
+    if (!mark || strcmp(mark, "1") != 0) return -1;
+    mgr__page *page = (mgr__page *)mgr__process_shared_map(MGR__FD_PAGE, sizeof *page);
+    if (!page || page->magic != MGR__PAGE_MAGIC) return -1;
+    for (int fd = MGR__FD_SOCKET; fd < MGR__FD_END; fd++) mgr__process_inherit(fd, false);
+    sigset_t before;
+    mgr__process_signals_block(&before);
+    mgr__process_detach();
+    mgr__guard_main(page);
+    return 0;
+}
+
+/* ============================================================================
+ * [manager] The public functions: open, step, close, and what they drive
+ * what:  feeds events to [cluster] and executes its actions: requests, work,
+ *        lease; runs checks and an agent; reads a service for observers
+ * owns:  struct mgr
+ * calls: all sections above
+ * ========================================================================== */
+
+enum {
+    MGR__POST_COUNT_MAX = 256,
+    MGR__REQUEST_TIMEOUT_MS = 8000,     /* longer than the 7 s for which a server without a leader holds a request */
+    MGR__SIDE_TIMEOUT_MS = 2000,        /* requests that stand in the way of the core's */
+    MGR__SIDE_RETRY_MS = 2000,
+    MGR__CHECK_POLL_MS = 1000,
+    MGR__DELAY_STEP_MS = 1000,
+    MGR__CRASH_LOOP = 10,               /* ends in a row: another instance shall try */
+    MGR__CRASH_START = 3                /* a failed start counts so many times */
+};
+
+struct mgr_grant {
+    const struct mgr *m;
+    uint64_t fence;
+    int      open;              /* atomic: 0 once the partition is lost or released */
+    struct mgr_grant *next;     /* all grants live until mgr_close */
+};
+
+/* What is being done for a partition. */
+typedef struct mgr__work {
+    mgr__part *part;
+    mgr_grant *grant;
+    bool       in_process;      /* not (only) processes: gone when the program says so */
+    bool       held;            /* mgr_hold: mgr_released alone ends it */
+    bool       starting;        /* on_acquire is running */
+    bool       stopping, lost;
+    int64_t    kill_at;         /* stopping, and on_release is pending: then processes are killed */
+} mgr__work;
+
+struct mgr__check;
+
+typedef struct mgr__proc {
+    mgr__work *work;            /* NULL: an agent, or a check of the whole instance */
+    struct mgr__check *check;   /* the script of this check */
+    mgr__keeper *keeper;
+    char      *name;
+    mgr__arena arena;           /* owns what the process needs */
+    const char **argv, **env;
+    mgr_process process;
+    bool       daemon, alive, ended, stuck_told, killed;
+    uint32_t   slot;
+    pid_t      pid;
+    uint64_t   attempts;
+    int64_t    started_at, restart_at;
+    uint32_t   backoff_ms;
+    uint32_t   failures;        /* ends in a row before it was healthy */
+    char       last_exit[24];
+} mgr__proc;
+
+typedef struct mgr__check {
+    mgr__arena arena;
+    mgr_check  check;
+    const char *partition;      /* NULL: of the whole instance */
+    bool       script, registered, update_due, told;
+    int        status;          /* 0 pass, 1 warning, 2 critical */
+    int64_t    due_at;          /* script: next run; TTL: when it turns critical */
+    int64_t    poll_at;         /* by_worker */
+    mgr__proc *proc;            /* script: running */
+    char       note[128];
+} mgr__check;
+
+typedef struct mgr__post { void (*fn)(mgr *m, void *arg); void *arg; int ready; } mgr__post;
+
+typedef enum mgr__side_kind { MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN } mgr__side_kind;
+
+struct mgr {
+    mgr__heap     heap;
+    mgr__arena    arena;        /* of the descriptor's strings */
+    mgr_desc      desc;         /* whole: defaults resolved */
+    mgr__io       io;
+    mgr__loop     loop;
+    mgr__http     http[MGR__LANE_COUNT];
+    bool          queued[MGR__LANE_COUNT];      /* the core's request waits for a side request to end */
+    mgr__address  addresses[MGR_ADDRESS_COUNT_MAX];
+    size_t        address_count;
+    mgr__consul   consul;
+    mgr__cluster  cluster;
+    mgr__buf      error, scratch;
+    pid_t         pid;
+    int           inside;       /* callbacks under way */
+    bool          opened, is_over;
+    mgr_result    result;
+
+    mgr__keeper   keeper, agent_keeper;
+    bool          have_keeper, have_agent_keeper;
+    int           keeper_fd, agent_keeper_fd;   /* as registered in the loop; -1 */
+    uint32_t      late_told_ms; /* the keeper's worst lateness that was an event */
+    int64_t       lease;        /* atomic copy of the word for mgr_lease_left_ms; 0: closed */
+
+    mgr__work   **works;
+    size_t        work_count, work_cap;
+    mgr__proc   **procs;
+    size_t        proc_count, proc_cap;
+    mgr__check  **checks;
+    size_t        check_count, check_cap;
+    mgr_grant    *grants;
+
+    mgr__request  side;
+    mgr__side_kind side_kind;
+    mgr__check   *side_check;
+    int64_t       side_not_before;
+    char         *join_address;
+
+    mgr__post     posts[MGR__POST_COUNT_MAX];
+    uint32_t      post_head, post_tail;         /* atomic head: reserved by posters; tail: run by the loop */
+    int           leave_count, leave_seen;      /* atomic, written by any thread */
+    int           signal_fd;
+    sigset_t      signal_mask;
+    bool          signal_masked;
+
+    bool          call_done;    /* observers: the answer to the one request out */
+    mgr__answer   call_answer;
+};
+
+/* ---- errors and events ---- */
+
+static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...) MGR__PRINTF(3, 4);
+static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...)
+{
+    char text[700];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    mgr__buf_clear(&m->error);
+    mgr__buf_text(&m->error, text);
+    return result;
+}
+
+static void mgr__tell(mgr *m, const mgr_event *event)
+{
+    m->inside++;
+    if (m->desc.on_event) m->desc.on_event(m, event, m->desc.user);
+    if (m->desc.on_log) {
+        mgr_log_level level = event->kind == MGR_EVENT_ERROR ? MGR_LOG_ERROR : event->kind == MGR_EVENT_CONSUL_DOWN ? MGR_LOG_WARN : MGR_LOG_INFO;
+        m->desc.on_log(level, event->text, m->desc.user);
+    }
+    m->inside--;
+}
+
+static mgr_event mgr__event(mgr_event_kind kind)
+{
+    mgr_event event;
+    memset(&event, 0, sizeof event);
+    event.kind = kind;
+    event.partition = event.instance = event.name = event.text = "";
+    return event;
+}
+
+static void mgr__tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...) MGR__PRINTF(5, 6);
+static void mgr__tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...)
+{
+    char text[700];
+    mgr_event event = mgr__event(kind);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    event.partition = proc->work ? proc->work->part->name.at : "";
+    event.name = proc->name;
+    event.pid = proc->pid;
+    event.status = status;
+    event.fence = proc->work ? proc->work->part->fence : 0;
+    event.text = text;
+    mgr__tell(m, &event);
+}
+
+static bool mgr__forked(const mgr *m) { return m->io.process(m->io.user) != m->pid; }
+
+/* ---- requests of the core ---- */
+
+static bool mgr__build_request(void *arg, mgr__str host, mgr__buf *out)
+{
+    void **both = (void **)arg;
+    return mgr__consul_format((const mgr__consul *)both[0], (const mgr__request *)both[1], host, out);
+}
+
+static int64_t mgr__request_timeout(const mgr *m, const mgr__request *r)
+{
+    if (r->ask == MGR__ASK_WATCH) return (int64_t)r->wait_ms + r->wait_ms / 16 + 2000;
+    if (r->lane == MGR__LANE_LEASE) return mgr__max64(500, (int64_t)m->cluster.config.lease_ms / 5);
+    return MGR__REQUEST_TIMEOUT_MS;
+}
+
+/* A tiny carrier for the two things that a request is built of. */
+typedef struct mgr__carrier { void *both[2]; } mgr__carrier;
+
+static void mgr__send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_ms)
+{
+    mgr__carrier *carrier = (mgr__carrier *)mgr__arena_alloc(&r->arena, sizeof *carrier);
+    if (!carrier) { m->cluster.failed = true; return; }
+    carrier->both[0] = &m->consul;
+    carrier->both[1] = r;
+    mgr__http_send(&m->http[lane], mgr__build_request, carrier->both, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
+}
+
+/* The core's service registration is made here: tags and addresses are no concern of its. */
+static mgr__str mgr__service_body(mgr *m, mgr__request *r)
+{
+    mgr__buf out;
+    mgr__jw jw;
+    mgr__buf_init(&out, &m->heap, 1u << 20);
+    mgr__jw_init(&jw, &out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "ID");   mgr__jw_str(&jw, r->name);
+    mgr__jw_key(&jw, "Name"); mgr__jw_text(&jw, m->desc.service_name);
+    mgr__jw_key(&jw, "Tags");
+    mgr__jw_array(&jw);
+    for (size_t i = 0; i < m->desc.tag_count; i++) mgr__jw_text(&jw, m->desc.tags[i]);
+    mgr__jw_array_end(&jw);
+    if (m->desc.address) { mgr__jw_key(&jw, "Address"); mgr__jw_text(&jw, m->desc.address); }
+    if (m->desc.port) { mgr__jw_key(&jw, "Port"); mgr__jw_u64(&jw, m->desc.port); }
+    mgr__jw_key(&jw, "Meta");
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "manager_service");  mgr__jw_text(&jw, m->desc.service_id);
+    mgr__jw_key(&jw, "manager_instance"); mgr__jw_text(&jw, m->desc.instance_id);
+    mgr__jw_object_end(&jw);
+    mgr__jw_key(&jw, "Checks");
+    mgr__jw_array(&jw);
+    mgr__jw_object(&jw);
+    char ttl[32];
+    snprintf(ttl, sizeof ttl, "%lums", (unsigned long)m->desc.delay_ms + 2000);
+    mgr__jw_key(&jw, "CheckID"); mgr__jw_str(&jw, r->name);
+    mgr__jw_key(&jw, "Name");    mgr__jw_text(&jw, "manager.h: the instance confirms its lease");
+    mgr__jw_key(&jw, "TTL");     mgr__jw_text(&jw, ttl);
+    mgr__jw_key(&jw, "Status");  mgr__jw_text(&jw, "passing");
+    mgr__jw_key(&jw, "DeregisterCriticalServiceAfter"); mgr__jw_text(&jw, "1m");
+    mgr__jw_object_end(&jw);
+    mgr__jw_array_end(&jw);
+    mgr__jw_object_end(&jw);
+    return mgr__request_keep(r, &out);
+}
+
+static void mgr__send_core(mgr *m, mgr__lane lane)
+{
+    mgr__request *r = &m->cluster.errands[lane].request;
+    if (mgr__http_busy(&m->http[lane])) { m->queued[lane] = true; return; }    /* a side request, with a short deadline */
+    m->queued[lane] = false;
+    if (r->ask == MGR__ASK_SERVICE_REGISTER) r->body = mgr__service_body(m, r);
+    mgr__send(m, lane, r, mgr__request_timeout(m, r));
+}
+
+/* Requests to our own agent must reach the one where the service is registered. */
+static void mgr__stay_with_agent(mgr *m, size_t address)
+{
+    mgr__http *lease = &m->http[MGR__LANE_LEASE];
+    if (mgr__http_busy(lease) || lease->current == address) return;
+    mgr__http_cancel(lease);
+    lease->current = address;
+}
+
+/* ---- the keeper ---- */
+
+static void mgr__hear_keeper(void *owner, short revents) { (void)owner; (void)revents; }   /* the turn looks at it */
+
+static void mgr__watch_keeper(mgr *m, mgr__keeper *keeper, int *registered)
+{
+    int fd = mgr__keeper_fd(keeper);
+    if (*registered == fd) {
+        if (fd >= 0) mgr__loop_change(&m->loop, fd, (short)(POLLIN | (mgr__keeper_wants_write(keeper) ? POLLOUT : 0)));
+        return;
+    }
+    if (*registered >= 0) mgr__loop_remove(&m->loop, *registered);
+    *registered = -1;
+    if (fd >= 0 && mgr__loop_add(&m->loop, fd, POLLIN, mgr__hear_keeper, m) == 0) *registered = fd;
+}
+
+static void mgr__unwatch_keeper(mgr *m, int *registered)
+{
+    if (*registered >= 0) mgr__loop_remove(&m->loop, *registered);
+    *registered = -1;
+}
+
+static const char *mgr__isolate_text(mgr_isolate isolate)
+{
+    return isolate == MGR_ISOLATE_CGROUP ? "cgroup" : isolate == MGR_ISOLATE_PIDNS ? "pidns" : "none";
+}
+
+static mgr_result mgr__make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
+{
+    mgr__keeper_config config;
+    memset(&config, 0, sizeof config);
+    config.lease_ms = m->desc.lease_ms;
+    config.kill_margin_ms = MGR_KILL_MARGIN_MS;
+    config.stop_grace_ms = m->desc.stop_grace_ms;
+    config.isolate = m->desc.isolate;
+    config.overrun_kill_host = m->desc.overrun_kill_host;
+    config.keeper_argv = m->desc.keeper_argv;
+    mgr__buf_clear(&m->error);
+    mgr_result result = mgr__keeper_open(keeper, &m->heap, &config, &m->error);
+    if (result == MGR_OK) mgr__watch_keeper(m, keeper, registered);
+    if (result == MGR_OK) m->cluster.isolate = mgr__isolate_text(mgr__keeper_isolation(keeper));
+    return result;
+}
+
+static void mgr__format_last(mgr *m, mgr__request *r, mgr__buf *out)
+{
+    mgr__buf_init(out, &m->heap, 65536);
+    if (r->arena.failed || !mgr__consul_format(&m->consul, r, mgr__str_of("consul"), out)) mgr__buf_clear(out);
+    mgr__arena_free(&r->arena);
+}
+
+/* What the keeper says to Consul when this program cannot: the life's certificate,
+ * the end of its session, the service's end, in this order. */
+static void mgr__teach_keeper(mgr *m)
+{
+    struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
+    socklen_t lens[MGR_ADDRESS_COUNT_MAX];
+    mgr__request r;
+    mgr__buf certificate, destroy, deregister;
+    mgr__cluster *c = &m->cluster;
+    memset(&r, 0, sizeof r);
+    mgr__request_start(&r, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+    mgr__request_op(&r, MGR__SET, mgr__key_make(&r.arena, &c->root, "cluster/dead/", mgr__str_of(c->life)))->value = mgr__str_of("{\"proof\":\"the keeper saw all work dead\"}");
+    mgr__format_last(m, &r, &certificate);
+    mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_DESTROY, MGR__LANE_WORK);
+    r.session = mgr__str_of(c->life);
+    mgr__format_last(m, &r, &destroy);
+    mgr__request_start(&r, &m->heap, MGR__ASK_SERVICE_DEREGISTER, MGR__LANE_WORK);
+    r.name = mgr__str_of(c->service);
+    mgr__format_last(m, &r, &deregister);
+    for (size_t i = 0; i < m->address_count; i++) { addresses[i] = m->addresses[i].at; lens[i] = m->addresses[i].len; }
+    mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy), mgr__buf_view(&deregister));
+    mgr__buf_free(&certificate);
+    mgr__buf_free(&destroy);
+    mgr__buf_free(&deregister);
+}
+
+/* ---- works and processes ---- */
+
+static mgr__work *mgr__work_of(const mgr__part *part) { return part ? (mgr__work *)part->work : NULL; }
+
+static mgr__work *mgr__work_find(const mgr *m, const char *partition)
+{
+    return partition ? mgr__work_of(mgr__cluster_part(&m->cluster, mgr__str_of(partition))) : NULL;
+}
+
+static mgr__proc *mgr__proc_find(const mgr *m, const char *name)
+{
+    for (size_t i = 0; i < m->proc_count; i++)
+        if (!m->procs[i]->check && m->procs[i]->name && strcmp(m->procs[i]->name, name) == 0) return m->procs[i];
+    return NULL;
+}
+
+static void mgr__proc_free(mgr *m, mgr__proc *proc)
+{
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i] == proc) { m->procs[i] = m->procs[--m->proc_count]; break; }
+    if (proc->check) proc->check->proc = NULL;
+    mgr__arena_free(&proc->arena);
+    mgr__free(&m->heap, proc);
+}
+
+static const char **mgr__copy_list(mgr__arena *arena, const char *const *list, size_t *count)
+{
+    size_t n = 0;
+    while (list && list[n]) n++;
+    const char **copy = (const char **)mgr__arena_alloc(arena, (n + 1) * sizeof *copy);
+    for (size_t i = 0; copy && i < n; i++) copy[i] = mgr__arena_str(arena, mgr__str_of(list[i])).at;
+    if (count) *count = n;
+    return copy;
+}
+
+static bool mgr__env_is(const char *entry, const char *name)
+{
+    size_t len = strlen(name);
+    return strncmp(entry, name, len) == 0 && entry[len] == '=';
+}
+
+/* Ours, without what a worker must not have or must not inherit from a manager above. */
+static bool mgr__env_passes(const char *entry)
+{
+    return !mgr__env_is(entry, "CONSUL_HTTP_TOKEN") && !mgr__env_is(entry, "CONSUL_HTTP_TOKEN_FILE") && strncmp(entry, "MANAGER_", 8) != 0;
+}
+
+static const char *mgr__env_make(mgr__arena *arena, const char *name, const char *value)
+{
+    mgr__buf text;
+    mgr__buf_init(&text, arena->heap, MGR_SPAWN_BYTES_MAX);
+    mgr__buf_printf(&text, "%s=%s", name, value);
+    if (text.failed) arena->failed = true;
+    const char *made = mgr__arena_str(arena, mgr__buf_view(&text)).at;
+    mgr__buf_free(&text);
+    return made;
+}
+
+/* The whole environment of the next start, in `arena`. */
+static const char **mgr__proc_environment(mgr *m, mgr__proc *proc, mgr__arena *arena)
+{
+    size_t own = 0, given = 0, at = 0;
+    char number[32];
+    while (environ && environ[own]) own++;
+    while (proc->env && proc->env[given]) given++;
+    const char **env = (const char **)mgr__arena_alloc(arena, (own + given + 10) * sizeof *env);
+    if (!env) return NULL;
+    for (size_t i = 0; i < own; i++) if (mgr__env_passes(environ[i])) env[at++] = environ[i];
+    env[at++] = mgr__env_make(arena, "MANAGER_SERVICE", m->desc.service_id);
+    env[at++] = mgr__env_make(arena, "MANAGER_INSTANCE", m->desc.instance_id);
+    if (proc->work) {
+        env[at++] = mgr__env_make(arena, "MANAGER_PARTITION", proc->work->part->name.at);
+        snprintf(number, sizeof number, "%llu", (unsigned long long)proc->work->part->fence);
+        env[at++] = mgr__env_make(arena, "MANAGER_FENCE", number);
+        snprintf(number, sizeof number, "%llu", (unsigned long long)proc->attempts);
+        env[at++] = mgr__env_make(arena, "MANAGER_ATTEMPT", number);
+        for (size_t i = 0; i < m->check_count; i++) {
+            mgr__check *check = m->checks[i];
+            if (!check->check.by_worker || !check->partition || strcmp(check->partition, proc->work->part->name.at) != 0) continue;
+            mgr__buf id;
+            mgr__buf_init(&id, &m->heap, 4096);
+            mgr__buf_printf(&id, "%s/%s", m->cluster.service, check->check.id);
+            env[at++] = mgr__env_make(arena, "MANAGER_CHECK_ID", mgr__buf_cstr(&id));
+            mgr__buf_free(&id);
+            break;
+        }
+    }
+    for (size_t i = 0; i < given; i++) env[at++] = proc->env[i];
+    return env;
+}
+
+static void mgr__proc_schedule(mgr *m, mgr__proc *proc, int64_t now)
+{
+    uint32_t least = proc->process.backoff_min_ms, most = proc->process.backoff_max_ms;
+    if (proc->started_at && now - proc->started_at >= (int64_t)proc->process.healthy_ms) proc->backoff_ms = proc->failures = 0;
+    proc->backoff_ms = proc->backoff_ms ? (proc->backoff_ms < most / 2 ? proc->backoff_ms * 2 : most) : least;
+    proc->restart_at = now + proc->backoff_ms;
+    mgr__tell_proc(m, MGR_EVENT_BACKOFF, proc, 0, "process %s of partition %s: %s; restart in %lu ms", proc->name,
+                   proc->work ? proc->work->part->name.at : "(none)", proc->last_exit, (unsigned long)proc->backoff_ms);
+}
+
+/* A partition has ended when all its processes were to run once, and have. */
+static void mgr__proc_note(mgr *m, mgr__proc *proc)
+{
+    bool ended = true;
+    if (!proc->work || proc->check) return;
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == proc->work && !m->procs[i]->check) ended = ended && m->procs[i]->ended;
+    mgr__cluster_note_work(&m->cluster, proc->work->part, proc->attempts, proc->last_exit, ended);
+}
+
+/* A crash loop: another instance may be able to do it, if there is one. */
+static void mgr__proc_give_up(mgr *m, mgr__proc *proc, int64_t now)
+{
+    mgr__part *part = proc->work ? proc->work->part : NULL;
+    if (!part || part->refused || proc->failures < MGR__CRASH_LOOP || !mgr__cluster_others_may(&m->cluster, part)) return;
+    mgr__cluster_refuse(&m->cluster, part, 0, true, now);
+}
+
+static void mgr__proc_not_started(mgr *m, mgr__proc *proc, int64_t now)
+{
+    mgr__proc_note(m, proc);
+    if (proc->daemon && !(proc->work && proc->work->stopping)) mgr__proc_schedule(m, proc, now);
+    else proc->ended = true;
+}
+
+static mgr_result mgr__proc_start(mgr *m, mgr__proc *proc, int64_t now)
+{
+    mgr__spawn spawn;
+    mgr__arena arena;
+    mgr__arena_init(&arena, &m->heap);
+    memset(&spawn, 0, sizeof spawn);
+    proc->attempts++;
+    proc->restart_at = 0;
+    spawn.argv = proc->argv;
+    spawn.env = mgr__proc_environment(m, proc, &arena);
+    spawn.directory = mgr__or(proc->process.directory, "/");
+    spawn.stop_signal = proc->process.stop_signal;
+    spawn.stop_grace_ms = proc->process.stop_grace_ms;
+    spawn.start_timeout_ms = proc->process.start_timeout_ms;
+    spawn.uid = proc->process.uid;
+    spawn.gid = proc->process.gid;
+    spawn.set_ids = proc->process.set_ids;
+    spawn.discard_output = proc->process.discard_output;
+    spawn.agent = !proc->work;
+    mgr_result result = arena.failed ? MGR_NO_MEMORY : mgr__keeper_spawn(proc->keeper, &spawn, &proc->slot);
+    mgr__arena_free(&arena);
+    proc->alive = result == MGR_OK;
+    proc->killed = proc->stuck_told = false;
+    proc->started_at = now;
+    if (result == MGR_OK) return result;
+    snprintf(proc->last_exit, sizeof proc->last_exit, "not started");
+    mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s cannot be started: %s", proc->name, mgr_result_text(result));
+    mgr__proc_not_started(m, proc, now);
+    return result;
+}
+
+static void mgr__proc_defaults(const mgr *m, mgr_process *p)
+{
+    if (!p->stop_signal) p->stop_signal = SIGTERM;
+    if (!p->stop_grace_ms) p->stop_grace_ms = m->desc.stop_grace_ms;
+    if (!p->start_timeout_ms) p->start_timeout_ms = 10000;
+    if (!p->backoff_min_ms) p->backoff_min_ms = 250;
+    if (!p->backoff_max_ms) p->backoff_max_ms = 60000;
+    if (!p->healthy_ms) p->healthy_ms = 10000;
+}
+
+/* A process entry with copies of everything; not started. NULL: out of memory. */
+static mgr__proc *mgr__proc_add(mgr *m, mgr__work *work, const char *name, const mgr_process *process)
+{
+    void *items = m->procs;
+    if (!mgr__grow(&m->heap, &items, &m->proc_cap, m->proc_count, sizeof *m->procs)) return NULL;
+    m->procs = (mgr__proc **)items;
+    mgr__proc *proc = (mgr__proc *)mgr__alloc(&m->heap, sizeof *proc);
+    if (!proc) return NULL;
+    mgr__arena_init(&proc->arena, &m->heap);
+    proc->work = work;
+    proc->keeper = &m->keeper;
+    proc->process = *process;
+    proc->argv = mgr__copy_list(&proc->arena, process->argv, NULL);
+    proc->env = mgr__copy_list(&proc->arena, process->env, NULL);
+    char *copy = (char *)mgr__arena_alloc(&proc->arena, strlen(name) + 1);
+    if (copy) memcpy(copy, name, strlen(name));
+    proc->name = copy;
+    if (process->directory) proc->process.directory = mgr__arena_str(&proc->arena, mgr__str_of(process->directory)).at;
+    mgr__proc_defaults(m, &proc->process);
+    if (proc->arena.failed) { mgr__arena_free(&proc->arena); mgr__free(&m->heap, proc); return NULL; }
+    m->procs[m->proc_count++] = proc;
+    return proc;
+}
+
+static void mgr__proc_stop(mgr__proc *proc, uint32_t within_ms)
+{
+    proc->restart_at = 0;
+    if (proc->alive) mgr__keeper_stop(proc->keeper, proc->slot, within_ms);
+}
+
+static bool mgr__work_empty(const mgr *m, const mgr__work *work)
+{
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work && m->procs[i]->alive) return false;
+    return !work->in_process && !work->starting;
+}
+
+static void mgr__note_in_process(mgr *m)
+{
+    bool any = false;
+    for (size_t i = 0; i < m->work_count; i++) any = any || m->works[i]->in_process;
+    if (m->have_keeper) mgr__keeper_in_process(&m->keeper, any);
+}
+
+static void mgr__work_free(mgr *m, mgr__work *work)
+{
+    for (size_t i = m->proc_count; i > 0; i--) if (m->procs[i - 1]->work == work) mgr__proc_free(m, m->procs[i - 1]);
+    for (size_t i = 0; i < m->work_count; i++) if (m->works[i] == work) { m->works[i] = m->works[--m->work_count]; break; }
+    work->part->work = NULL;
+    mgr__free(&m->heap, work);
+    mgr__note_in_process(m);
+}
+
+/* Stopping, and nothing is left: tell the core. */
+static void mgr__work_look(mgr *m, mgr__work *work)
+{
+    if (!work->stopping || !mgr__work_empty(m, work)) return;
+    mgr__part *part = work->part;
+    mgr__work_free(m, work);
+    mgr__cluster_gone(&m->cluster, part);
+}
+
+static void mgr__work_close_grant(mgr__work *work) { if (work->grant) __atomic_store_n(&work->grant->open, 0, __ATOMIC_SEQ_CST); }
+
+/* Planned: the program is asked first, and may take its time within `within_ms`. */
+static void mgr__work_release(mgr *m, mgr__work *work, uint32_t within_ms, int64_t now)
+{
+    mgr_answer answer = MGR_DONE;
+    work->stopping = true;
+    m->inside++;
+    if (m->desc.on_release) answer = m->desc.on_release(m, work->part->name.at, within_ms, m->desc.user);
+    m->inside--;
+    if (answer == MGR_DONE && !work->held) work->in_process = false;
+    work->kill_at = answer == MGR_DONE ? 0 : now + within_ms;
+    for (size_t i = 0; i < m->proc_count && answer == MGR_DONE; i++) {
+        mgr__proc *proc = m->procs[i];
+        if (proc->work == work) mgr__proc_stop(proc, proc->process.stop_grace_ms);
+    }
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) m->procs[i]->restart_at = 0;
+}
+
+/* The lock is gone or doubtful. In-process work is told, and counts as ended when
+ * on_lost returns, but its end is no proof: the life gets no certificate. */
+static void mgr__work_lost(mgr *m, mgr__work *work, uint32_t within_ms, mgr_result why)
+{
+    work->stopping = work->lost = true;
+    work->kill_at = 0;
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], within_ms);
+    m->inside++;
+    if (m->desc.on_lost) m->desc.on_lost(m, work->part->name.at, why, m->desc.user);
+    m->inside--;
+    if (work->in_process) m->cluster.certify = false;
+    if (!work->held) work->in_process = false;
+}
+
+static void mgr__work_begin(mgr *m, mgr__part *part)
+{
+    void *items = m->works;
+    mgr__work *work = (mgr__work *)mgr__alloc(&m->heap, sizeof *work);
+    mgr_grant *grant = (mgr_grant *)mgr__alloc(&m->heap, sizeof *grant);
+    if (!work || !grant || !mgr__grow(&m->heap, &items, &m->work_cap, m->work_count, sizeof *m->works)) {
+        mgr__free(&m->heap, work);
+        mgr__free(&m->heap, grant);
+        m->cluster.failed = true;
+        return;
+    }
+    m->works = (mgr__work **)items;
+    m->works[m->work_count++] = work;
+    grant->m = m;
+    grant->fence = part->fence;
+    grant->open = 1;
+    grant->next = m->grants;
+    m->grants = grant;
+    work->part = part;
+    work->grant = grant;
+    work->starting = true;
+    part->work = work;
+    mgr_answer answer = MGR_DONE;
+    m->inside++;
+    if (m->desc.on_acquire) answer = m->desc.on_acquire(m, part->name.at, grant, m->desc.user);
+    m->inside--;
+    bool processes = false;
+    for (size_t i = 0; i < m->proc_count; i++) processes = processes || m->procs[i]->work == work;
+    work->starting = false;
+    if (!processes && answer != MGR_UNFIT && m->desc.on_acquire) work->in_process = true;
+    if (answer == MGR_UNFIT) mgr__cluster_refuse(&m->cluster, part, 0, true, mgr__io_now(&m->io));
+    mgr__note_in_process(m);
+}
+
+static const char *mgr__exit_text(char to[24], int status, int error)
+{
+    if (error) snprintf(to, 24, "not started (%d)", error);
+    else if (status < 0) snprintf(to, 24, "signal %d", -status);
+    else snprintf(to, 24, "exit %d", status);
+    return to;
+}
+
+/* ---- checks ---- */
+
+static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *note)
+{
+    static const char *const words[3] = { "passing", "warning", "critical" };
+    bool changed = check->status != status || !check->told;
+    mgr__copy_text(check->note, sizeof check->note, mgr__str_of(note));
+    check->update_due = true;
+    if (!changed) return;
+    check->status = status;
+    check->told = true;
+    char text[900];
+    mgr_event event = mgr__event(MGR_EVENT_CHECK);
+    snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, words[status], note[0] ? ": " : "", note);
+    event.partition = mgr__or(check->partition, "");
+    event.name = check->check.id;
+    event.status = status;
+    event.text = text;
+    mgr__tell(m, &event);
+    void (*handler)(mgr *, const char *, const char *, void *) =
+        status == 0 ? check->check.on_pass : status == 1 ? check->check.on_warning : check->check.on_failure;
+    m->inside++;
+    if (handler) handler(m, check->check.id, check->partition, check->check.user ? check->check.user : m->desc.user);
+    m->inside--;
+    mgr__work *work = mgr__work_find(m, check->partition);
+    if (status != 2 || !work || work->stopping) return;
+    if (check->check.policy == MGR_CHECK_REFUSE) mgr__cluster_refuse(&m->cluster, work->part, 0, true, mgr__io_now(&m->io));
+    if (check->check.policy == MGR_CHECK_RESTART)
+        for (size_t i = 0; i < m->proc_count; i++)
+            if (m->procs[i]->work == work && m->procs[i]->daemon && m->procs[i]->alive) mgr__keeper_stop(m->procs[i]->keeper, m->procs[i]->slot, m->procs[i]->process.stop_grace_ms);
+}
+
+static void mgr__check_ran(mgr *m, mgr__check *check, const mgr__proc *proc, int status, int error)
+{
+    char note[64], text[24];
+    if (proc->killed) snprintf(note, sizeof note, "killed after %lu ms", (unsigned long)check->check.timeout_ms);
+    else snprintf(note, sizeof note, "%s", mgr__exit_text(text, status, error));
+    if (proc->work && proc->work->stopping) return;
+    mgr__check_set(m, check, proc->killed || error ? 2 : status == 0 ? 0 : status == 1 ? 1 : 2, note);
+}
+
+/* ---- reports of the keeper ---- */
+
+static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int64_t now)
+{
+    mgr__work *work = proc->work;
+    bool stopping = work && work->stopping;
+    mgr__keeper_free(proc->keeper, proc->slot);
+    proc->alive = false;
+    mgr__exit_text(proc->last_exit, status, error);
+    if (proc->check) {
+        mgr__check *check = proc->check;
+        mgr__check_ran(m, check, proc, status, error);
+        mgr__proc_free(m, proc);
+        if (work) mgr__work_look(m, work);
+        return;
+    }
+    if (error) mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
+    else mgr__tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
+    proc->pid = 0;
+    if (!proc->daemon) {
+        proc->ended = true;
+        if (!stopping) mgr__tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
+    }
+    mgr__proc_note(m, proc);
+    if (proc->daemon && !stopping) {
+        proc->failures += error ? MGR__CRASH_START : 1;
+        mgr__proc_schedule(m, proc, now);
+        mgr__proc_give_up(m, proc, now);
+    }
+    if (work) mgr__work_look(m, work);
+}
+
+static void mgr__take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_report *report, int64_t now)
+{
+    mgr__proc *proc = NULL;
+    for (size_t i = 0; i < m->proc_count && !proc; i++)
+        if (m->procs[i]->alive && m->procs[i]->keeper == keeper && m->procs[i]->slot == report->slot) proc = m->procs[i];
+    if (!proc) return;
+    if (!proc->pid && report->state != MGR__WORKER_RUNNING) proc->pid = report->pid;
+    if (report->stuck && !proc->stuck_told) {
+        proc->stuck_told = true;
+        mgr__tell_proc(m, MGR_EVENT_STUCK, proc, 0, "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone", proc->name, (long)report->pid);
+    }
+    switch (report->state) {
+    case MGR__WORKER_RUNNING:
+        if (proc->pid == report->pid) break;
+        proc->pid = report->pid;
+        proc->ended = false;
+        if (proc->check) break;
+        mgr__tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
+        mgr__proc_note(m, proc);
+        break;
+    case MGR__WORKER_EMPTY: mgr__proc_ended(m, proc, report->status, 0, now); break;
+    case MGR__WORKER_FAILED: mgr__proc_ended(m, proc, report->status, report->error ? report->error : EIO, now); break;
+    case MGR__WORKER_FREE: case MGR__WORKER_STARTING: case MGR__WORKER_STOPPING: case MGR__WORKER_EXITED: break;
+    }
+}
+
+static void mgr__take_sweep(mgr *m, mgr__keeper *keeper, int64_t now)
+{
+    for (bool again = true; again;) {
+        again = false;
+        for (size_t i = 0; i < m->proc_count && !again; i++) {
+            mgr__proc *proc = m->procs[i];
+            if (!proc->alive || proc->keeper != keeper) continue;
+            mgr__proc_ended(m, proc, -SIGKILL, 0, now);
+            again = true;
+        }
+    }
+}
+
+/* A keeper that runs late (a CPU quota, a loaded host) acts that much earlier; beyond
+ * half the margin it is worth a word. */
+static void mgr__note_lateness(mgr *m)
+{
+    uint32_t late_ms = mgr__keeper_late_ms(&m->keeper);
+    if (late_ms <= MGR_KILL_MARGIN_MS / 2 || late_ms <= m->late_told_ms) return;
+    char text[200];
+    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    m->late_told_ms = late_ms;
+    snprintf(text, sizeof text, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota", (unsigned long)late_ms);
+    event.text = text;
+    mgr__tell(m, &event);
+}
+
+static void mgr__turn_keepers(mgr *m, int64_t now)
+{
+    mgr__worker_report report;
+    if (m->have_keeper) {
+        mgr__keeper_turn(&m->keeper);
+        while (mgr__keeper_next(&m->keeper, &report)) mgr__take_report(m, &m->keeper, &report, now);
+        mgr__keeper_status status = mgr__keeper_look(&m->keeper);
+        if (status == MGR__KEEPER_CLOSED) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
+        if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT) mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
+        if (status == MGR__KEEPER_SWEPT) mgr__take_sweep(m, &m->keeper, now);
+        mgr__note_lateness(m);
+        __atomic_store_n(&m->lease, mgr__keeper_lease(&m->keeper), __ATOMIC_SEQ_CST);
+    }
+    if (m->have_agent_keeper) {
+        mgr__keeper_turn(&m->agent_keeper);
+        while (mgr__keeper_next(&m->agent_keeper, &report)) mgr__take_report(m, &m->agent_keeper, &report, now);
+    }
+}
+
+static void mgr__renew_keeper(mgr *m)
+{
+    mgr__unwatch_keeper(m, &m->keeper_fd);
+    if (m->have_keeper) {
+        if (mgr__keeper_look(&m->keeper) == MGR__KEEPER_ALIVE) mgr__keeper_dismiss(&m->keeper);
+        mgr__keeper_close(&m->keeper);
+    }
+    m->have_keeper = mgr__make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
+    if (m->have_keeper) { mgr__cluster_ready(&m->cluster); return; }
+    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    event.text = mgr__buf_cstr(&m->error);
+    event.result = MGR_SYSTEM;
+    mgr__tell(m, &event);
+    m->result = MGR_SYSTEM;
+    m->is_over = true;
+}
+
+/* ---- the core's actions ---- */
+
+static void mgr__act_event(mgr *m, const mgr__action *action)
+{
+    mgr_event event = mgr__event(action->event);
+    event.partition = action->part ? action->part->name.at : "";
+    event.instance = action->instance;
+    event.fence = action->part ? action->part->fence : 0;
+    event.result = action->result;
+    event.text = action->text;
+    bool reason = event.kind == MGR_EVENT_ERROR || event.kind == MGR_EVENT_IDENTITY || event.kind == MGR_EVENT_EVICTED;
+    if (reason) { mgr__buf_clear(&m->error); mgr__buf_text(&m->error, action->text); }     /* for mgr_error_text, should mgr_run end with it */
+    mgr__tell(m, &event);
+}
+
+static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
+{
+    mgr__part *part = action->part;
+    mgr__work *work = mgr__work_of(part);
+    if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
+    mgr__work_close_grant(work);
+    if (part->state == MGR__PART_LOST) { if (!work->lost) mgr__work_lost(m, work, action->kind == MGR__ACT_WORK_KILL ? 0 : action->ms, action->result); }
+    else if (action->kind == MGR__ACT_WORK_KILL) {
+        if (!work->stopping) mgr__work_release(m, work, 0, now);
+        for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
+    } else mgr__work_release(m, work, action->ms, now);
+    mgr__work_look(m, work);
+}
+
+static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
+{
+    switch (action->kind) {
+    case MGR__ACT_REQUEST:    mgr__send_core(m, action->lane); break;
+    case MGR__ACT_WORK_BEGIN: mgr__work_begin(m, action->part); break;
+    case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL: mgr__act_stop(m, action, now); break;
+    case MGR__ACT_LEASE:
+        if (!mgr__keeper_lease_extend(&m->keeper, action->at)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
+        __atomic_store_n(&m->lease, mgr__keeper_lease(&m->keeper), __ATOMIC_SEQ_CST);
+        break;
+    case MGR__ACT_LIFE:
+        mgr__teach_keeper(m);
+        for (size_t i = 0; i < m->check_count; i++) m->checks[i]->registered = false;
+        break;
+    case MGR__ACT_FRESH_KEEPER: mgr__renew_keeper(m); break;
+    case MGR__ACT_EVENT: mgr__act_event(m, action); break;
+    case MGR__ACT_LEFT:
+        m->is_over = true;
+        m->result = action->result;
+        break;
+    }
+}
+
+/* Actions make events, events make actions: until all is quiet. */
+static void mgr__run_core(mgr *m, int64_t now)
+{
+    mgr__cluster *c = &m->cluster;
+    c->wall_offset_ms = (uint64_t)(m->io.realtime_ms(m->io.user) - now);
+    do {
+        mgr__cluster_pump(c, now);
+        for (size_t i = 0; i < c->action_count; i++) {
+            mgr__action action = c->actions[i];     /* a copy: callbacks may add more */
+            mgr__act(m, &action, now);
+        }
+        c->action_count = 0;
+        mgr__cluster_pump(c, now);
+    } while (c->action_count);
+    if (c->failed && !m->is_over) { m->is_over = true; m->result = mgr__fail(m, MGR_NO_MEMORY, "out of memory: the instance gives up its work"); }
+}
+
+/* ---- side requests: checks and joining, on the work connection when it is free ---- */
+
+static mgr__str mgr__check_consul_id(mgr *m, mgr__request *r, const mgr__check *check)
+{
+    mgr__buf id;
+    mgr__buf_init(&id, &m->heap, 4096);
+    mgr__buf_printf(&id, "%s/%s", m->cluster.service, check->check.id);
+    return mgr__request_keep(r, &id);
+}
+
+static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
+{
+    mgr__buf out;
+    mgr__jw jw;
+    char ttl[32];
+    uint64_t ttl_ms = check->script ? (uint64_t)check->check.interval_ms * 2 + check->check.timeout_ms + 5000 : check->check.ttl_ms;
+    snprintf(ttl, sizeof ttl, "%llums", (unsigned long long)ttl_ms);
+    mgr__buf_init(&out, &m->heap, 65536);
+    mgr__jw_init(&jw, &out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "ID");        mgr__jw_str(&jw, mgr__check_consul_id(m, r, check));
+    mgr__jw_key(&jw, "Name");      mgr__jw_text(&jw, check->check.name);
+    mgr__jw_key(&jw, "ServiceID"); mgr__jw_text(&jw, m->cluster.service);
+    mgr__jw_key(&jw, "TTL");       mgr__jw_text(&jw, ttl);
+    mgr__jw_key(&jw, "Status");    mgr__jw_text(&jw, check->told && check->status == 2 ? "critical" : check->told && check->status == 1 ? "warning" : "passing");
+    mgr__jw_object_end(&jw);
+    r->ask = MGR__ASK_CHECK_REGISTER;
+    r->body = mgr__request_keep(r, &out);
+}
+
+static bool mgr__side_next(mgr *m, int64_t now)
+{
+    mgr__request *r = &m->side;
+    mgr__request_start(r, &m->heap, MGR__ASK_AGENT_JOIN, MGR__LANE_WORK);
+    m->side_check = NULL;
+    if (m->join_address) {
+        m->side_kind = MGR__SIDE_JOIN;
+        r->name = mgr__arena_str(&r->arena, mgr__str_of(m->join_address));
+        return true;
+    }
+    if (m->cluster.phase != MGR__PHASE_MEMBER) return false;
+    for (size_t i = 0; i < m->check_count; i++) {
+        mgr__check *check = m->checks[i];
+        m->side_check = check;
+        if (!check->registered) { m->side_kind = MGR__SIDE_CHECK_REGISTER; mgr__side_register(m, r, check); return true; }
+        if (check->update_due && !check->check.by_worker) {
+            m->side_kind = MGR__SIDE_CHECK_UPDATE;
+            r->ask = MGR__ASK_CHECK_UPDATE;
+            r->name = mgr__check_consul_id(m, r, check);
+            r->status = check->status;
+            r->note = mgr__arena_str(&r->arena, mgr__str_of(check->note));
+            return true;
+        }
+        if (check->check.by_worker && now >= check->poll_at) {
+            m->side_kind = MGR__SIDE_CHECK_LIST;
+            r->ask = MGR__ASK_CHECK_LIST;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void mgr__side_send(mgr *m, int64_t now)
+{
+    if (m->side_kind != MGR__SIDE_NONE || now < m->side_not_before || mgr__http_busy(&m->http[MGR__LANE_WORK]) || m->desc.observer) return;
+    if (!mgr__side_next(m, now)) return;
+    mgr__send(m, MGR__LANE_WORK, &m->side, MGR__SIDE_TIMEOUT_MS);
+}
+
+/* What workers said to Consul of their own TTL checks. */
+static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
+{
+    mgr__request r;
+    memset(&r, 0, sizeof r);
+    mgr__request_start(&r, &m->heap, MGR__ASK_CHECK_LIST, MGR__LANE_WORK);
+    for (size_t i = 0; i < m->check_count; i++) {
+        mgr__check *check = m->checks[i];
+        if (!check->check.by_worker) continue;
+        check->poll_at = now + mgr__max64(MGR__CHECK_POLL_MS, check->check.ttl_ms / 10);
+        mgr__str id = mgr__check_consul_id(m, &r, check);
+        for (size_t k = 0; k < a->kv_count; k++) {
+            if (!mgr__str_eq(a->kvs[k].key, id)) continue;
+            mgr__check_set(m, check, mgr__str_is(a->kvs[k].value, "passing") ? 0 : mgr__str_is(a->kvs[k].value, "warning") ? 1 : 2, "reported by the worker");
+        }
+    }
+    mgr__arena_free(&r.arena);
+}
+
+static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
+{
+    mgr__side_kind kind = m->side_kind;
+    mgr__check *check = m->side_check;
+    bool ok = a->outcome == MGR__OUTCOME_OK;
+    m->side_kind = MGR__SIDE_NONE;
+    if (!ok) m->side_not_before = now + MGR__SIDE_RETRY_MS;
+    switch (kind) {
+    case MGR__SIDE_JOIN: if (ok) { mgr__free(&m->heap, m->join_address); m->join_address = NULL; } break;
+    case MGR__SIDE_CHECK_REGISTER: check->registered = ok; break;
+    case MGR__SIDE_CHECK_UPDATE:
+        if (ok) check->update_due = false;
+        else if (a->outcome == MGR__OUTCOME_UNKNOWN) check->registered = false;     /* 500: the agent does not know the check */
+        break;
+    case MGR__SIDE_CHECK_LIST: if (ok) mgr__side_listed(m, a, now); break;
+    case MGR__SIDE_NONE: break;
+    }
+}
+
+/* ---- answers ---- */
+
+static void mgr__http_answered(void *owner, mgr__http *h, const mgr__http_result *result)
+{
+    mgr *m = (mgr *)owner;
+    mgr__lane lane = (mgr__lane)(h - m->http);
+    mgr__answer answer;
+    int64_t now = mgr__io_now(&m->io);
+    bool side = lane == MGR__LANE_WORK && m->side_kind != MGR__SIDE_NONE;
+    const mgr__request *r = side || m->desc.observer ? &m->side : &m->cluster.errands[lane].request;
+    mgr__consul_parse(r, result, &m->scratch, &answer);
+    if (answer.outcome == MGR__OUTCOME_OK && answer.no_leader) answer.outcome = MGR__OUTCOME_UNKNOWN;   /* stale by its own word */
+    if (m->desc.observer) { m->call_answer = answer; m->call_done = true; return; }
+    if (result->status >= 500 || result->status == 429) mgr__http_move_on(h);   /* an agent without a leader: another may have one */
+    if (side) { mgr__side_answer(m, &answer, now); return; }
+    if (m->cluster.errands[lane].task == MGR__TASK_NODE && answer.outcome == MGR__OUTCOME_OK) mgr__stay_with_agent(m, result->address);
+    mgr__cluster_answer(&m->cluster, lane, &answer, now);
+}
+
+/* ---- one turn ---- */
+
+static void mgr__take_posts(mgr *m)
+{
+    for (;;) {
+        mgr__post *post = &m->posts[m->post_tail % MGR__POST_COUNT_MAX];
+        if (!__atomic_load_n(&post->ready, __ATOMIC_ACQUIRE)) return;
+        void (*fn)(mgr *, void *) = post->fn;
+        void *arg = post->arg;
+        __atomic_store_n(&post->ready, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&m->post_tail, m->post_tail + 1, __ATOMIC_RELEASE);
+        m->inside++;
+        fn(m, arg);
+        m->inside--;
+    }
+}
+
+static void mgr__take_leaves(mgr *m)
+{
+    int count = __atomic_load_n(&m->leave_count, __ATOMIC_SEQ_CST);
+    for (; m->leave_seen < count; m->leave_seen++) mgr__cluster_leave(&m->cluster);
+}
+
+static void mgr__run_procs(mgr *m, int64_t now)
+{
+    for (size_t i = 0; i < m->proc_count; i++) {
+        mgr__proc *proc = m->procs[i];
+        bool may = !proc->work || (proc->work->part->state == MGR__PART_ASSUMED && !proc->work->stopping);
+        if (proc->restart_at && now >= proc->restart_at && may) mgr__proc_start(m, proc, now);
+    }
+    for (size_t i = 0; i < m->work_count; i++) {
+        mgr__work *work = m->works[i];
+        if (!work->kill_at || now < work->kill_at) continue;
+        work->kill_at = 0;
+        for (size_t p = 0; p < m->proc_count; p++) if (m->procs[p]->work == work) mgr__proc_stop(m->procs[p], 0);
+    }
+}
+
+static void mgr__check_run(mgr *m, mgr__check *check, mgr__work *work, int64_t now)
+{
+    mgr_process process;
+    memset(&process, 0, sizeof process);
+    process.argv = check->check.argv;
+    process.discard_output = true;
+    check->due_at = now + check->check.interval_ms;
+    mgr__proc *proc = mgr__proc_add(m, work, check->check.id, &process);
+    if (!proc) return;
+    proc->check = check;
+    check->proc = proc;
+    if (mgr__proc_start(m, proc, now) != MGR_OK) mgr__proc_free(m, proc);
+}
+
+static void mgr__run_checks(mgr *m, int64_t now)
+{
+    if (!mgr__cluster_in_life(&m->cluster)) return;
+    for (size_t i = 0; i < m->check_count; i++) {
+        mgr__check *check = m->checks[i];
+        mgr__work *work = mgr__work_find(m, check->partition);
+        bool watched = !check->partition || (work && !work->stopping);
+        if (!watched) { if (!check->script) check->due_at = now + check->check.ttl_ms; continue; }
+        if (check->proc && !check->proc->killed && now - check->proc->started_at > (int64_t)check->check.timeout_ms) {
+            check->proc->killed = true;
+            mgr__proc_stop(check->proc, 0);
+        }
+        if (now < check->due_at) continue;
+        if (check->script && !check->proc) mgr__check_run(m, check, work, now);
+        else if (!check->script && !check->check.by_worker) {
+            check->due_at = now + check->check.ttl_ms;
+            mgr__check_set(m, check, 2, "no report within its TTL");
+        }
+    }
+}
+
+static int64_t mgr__next_time(mgr *m, int64_t now)
+{
+    int64_t at = mgr__cluster_next(&m->cluster, now);
+    for (int i = 0; i < MGR__LANE_COUNT; i++) at = mgr__min64(at, mgr__http_deadline(&m->http[i]));
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->restart_at) at = mgr__min64(at, m->procs[i]->restart_at);
+    for (size_t i = 0; i < m->work_count; i++) if (m->works[i]->kill_at) at = mgr__min64(at, m->works[i]->kill_at);
+    for (size_t i = 0; i < m->check_count; i++) {
+        const mgr__check *check = m->checks[i];
+        at = mgr__min64(at, check->check.by_worker ? mgr__max64(now + 50, check->poll_at) : mgr__max64(now + 50, check->due_at));
+        if (check->proc) at = mgr__min64(at, mgr__max64(now + 50, check->proc->started_at + (int64_t)check->check.timeout_ms));
+    }
+    if (m->side_not_before > now) at = mgr__min64(at, m->side_not_before);
+    return at;
+}
+
+static void mgr__turn(mgr *m)
+{
+    int64_t now = mgr__io_now(&m->io);
+    for (int i = 0; i < MGR__LANE_COUNT; i++) mgr__http_tick(&m->http[i], now);
+    mgr__take_posts(m);
+    mgr__take_leaves(m);
+    mgr__turn_keepers(m, now);
+    mgr__run_core(m, now);
+    mgr__run_procs(m, now);
+    mgr__run_checks(m, now);
+    mgr__run_core(m, now);
+    for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->queued[i] && !mgr__http_busy(&m->http[i])) mgr__send_core(m, (mgr__lane)i);
+    mgr__side_send(m, now);
+    if (m->have_keeper) { mgr__keeper_turn(&m->keeper); mgr__watch_keeper(m, &m->keeper, &m->keeper_fd); }
+    if (m->have_agent_keeper) { mgr__keeper_turn(&m->agent_keeper); mgr__watch_keeper(m, &m->agent_keeper, &m->agent_keeper_fd); }
+    mgr__loop_deadline(&m->loop, m->is_over ? now : mgr__max64(1, mgr__next_time(m, now)));
+}
+
+static mgr_result mgr__over_result(const mgr *m)
+{
+    if (!m->is_over) return MGR_OK;
+    return m->result == MGR_OK ? MGR_LEFT : m->result;
+}
+
+/* ---- signals: only with handle_signals ---- */
+
+#ifdef __linux__
+static void mgr__signal_ready(void *owner, short revents)
+{
+    mgr *m = (mgr *)owner;
+    char info[128];     /* struct signalfd_siginfo is 128 bytes, for ever: signalfd(2) */
+    (void)revents;
+    while (m->io.read(m->io.user, m->signal_fd, info, sizeof info) == (ssize_t)sizeof info) mgr_leave(m);
+}
+#endif
+
+/* ---- the descriptor ---- */
+
+static const char *mgr__desc_text(mgr *m, const char *text) { return text ? mgr__arena_str(&m->arena, mgr__str_of(text)).at : NULL; }
+
+static const char *mgr__desc_env(mgr *m, const char *given, const char *name)
+{
+    if (given && given[0]) return mgr__desc_text(m, given);
+    return mgr__desc_text(m, m->io.environment(m->io.user, name));
+}
+
+static uint32_t mgr__desc_ms(uint32_t given, uint32_t otherwise) { return given == MGR_NONE ? 0 : given ? given : otherwise; }
+
+/* (lease + kill margin) * 1.002, rounded up: clocks drift. */
+static uint64_t mgr__delay_least(uint64_t lease_ms) { return ((lease_ms + MGR_KILL_MARGIN_MS) * 1002 + 999) / 1000; }
+
+static void mgr__desc_times(mgr_desc *d)
+{
+    d->lease_ms = mgr__desc_ms(d->lease_ms, 15000);
+    uint64_t least = mgr__delay_least(d->lease_ms);
+    d->delay_ms = mgr__desc_ms(d->delay_ms, (uint32_t)((least + MGR__DELAY_STEP_MS - 1) / MGR__DELAY_STEP_MS * MGR__DELAY_STEP_MS));
+    d->session_ttl_ms = mgr__desc_ms(d->session_ttl_ms, 15000);
+    d->stop_grace_ms = mgr__desc_ms(d->stop_grace_ms, d->lease_ms / 3);
+    d->rejoin_grace_ms = mgr__desc_ms(d->rejoin_grace_ms, 0);
+    d->settle_ms = mgr__desc_ms(d->settle_ms, 1000);
+    d->moves_max = mgr__desc_ms(d->moves_max, 0);
+    d->start_timeout_ms = mgr__desc_ms(d->start_timeout_ms, 0);
+    if (!d->weight) d->weight = 1;
+}
+
+static mgr_result mgr__desc_check_name(mgr *m, const char *field, const char *name)
+{
+    const char *fault = mgr__name_fault(mgr__str_of(name));
+    return fault ? mgr__fail(m, MGR_INVALID, "%s \"%s\" %s", field, name, fault) : MGR_OK;
+}
+
+static mgr_result mgr__desc_check_times(mgr *m)
+{
+    const mgr_desc *d = &m->desc;
+    uint64_t least = mgr__delay_least(d->lease_ms);
+    if (d->lease_ms < 1000 || d->lease_ms > 86400000) return mgr__fail(m, MGR_INVALID, "lease_ms is %lu: it must be from 1000 to 86400000", (unsigned long)d->lease_ms);
+    if (d->delay_ms < least)
+        return mgr__fail(m, MGR_INVALID, "delay_ms %lu is too short: (lease_ms %lu + kill margin %lu) * 1.002 = %llu ms; raise delay_ms or lower lease_ms",
+                         (unsigned long)d->delay_ms, (unsigned long)d->lease_ms, (unsigned long)MGR_KILL_MARGIN_MS, (unsigned long long)least);
+    if (d->stop_grace_ms > d->lease_ms / 2)
+        return mgr__fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
+    if (d->session_ttl_ms < 1000 || d->session_ttl_ms > 86400000) return mgr__fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
+    if (d->weight > 65535) return mgr__fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
+    return MGR_OK;
+}
+
+static mgr_result mgr__desc_token(mgr *m)
+{
+    mgr_desc *d = &m->desc;
+    d->consul_token = mgr__desc_env(m, d->consul_token, "CONSUL_HTTP_TOKEN");
+    d->consul_token_file = mgr__desc_env(m, d->consul_token_file, "CONSUL_HTTP_TOKEN_FILE");
+    if (!d->consul_token && d->consul_token_file) {
+        mgr__buf text;
+        mgr__buf_init(&text, &m->heap, 4096);
+        int got = m->io.read_file(m->io.user, d->consul_token_file, &text);
+        mgr__str token = mgr__io_trim(mgr__buf_view(&text));
+        while (token.len && (token.at[token.len - 1] == '\n' || token.at[token.len - 1] == '\r' || token.at[token.len - 1] == ' ')) token.len--;
+        if (got >= 0) d->consul_token = mgr__arena_str(&m->arena, token).at;
+        mgr__buf_free(&text);
+        if (got < 0) return mgr__fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
+    }
+    m->consul.token = mgr__str_of(d->consul_token);
+    for (size_t i = 0; i < m->consul.token.len; i++)
+        if ((unsigned char)m->consul.token.at[i] < 0x21 || (unsigned char)m->consul.token.at[i] > 0x7e) return mgr__fail(m, MGR_INVALID, "the Consul token has a character that no header may carry");
+    return MGR_OK;
+}
+
+static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
+{
+    mgr_desc *d = &m->desc;
+    char host[MGR_NAME_BYTES_MAX + 1];
+    *d = *given;
+    if (d->_start_canary || d->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
+    if (!d->service_name && !d->service_id) return mgr__fail(m, MGR_INVALID, "service_name is missing");
+    d->service_id = mgr__desc_text(m, given->service_id ? given->service_id : given->service_name);
+    d->service_name = mgr__desc_text(m, given->service_name ? given->service_name : given->service_id);
+    memset(host, 0, sizeof host);
+    if (!given->instance_id && m->io.hostname(m->io.user, host, sizeof host) < 0) return mgr__fail(m, MGR_SYSTEM, "the host name cannot be read: set instance_id");
+    d->instance_id = mgr__desc_text(m, given->instance_id ? given->instance_id : host);
+    d->kv_prefix = mgr__desc_text(m, given->kv_prefix && given->kv_prefix[0] ? given->kv_prefix : "manager");
+    d->address = mgr__desc_text(m, given->address);
+    d->consul_addr = mgr__desc_env(m, given->consul_addr, "CONSUL_HTTP_ADDR");
+    if (!d->consul_addr) d->consul_addr = "127.0.0.1:8500";
+    d->tags = mgr__copy_list(&m->arena, NULL, NULL);
+    const char **tags = (const char **)mgr__arena_alloc(&m->arena, (given->tag_count + 1) * sizeof *tags);
+    for (size_t i = 0; tags && i < given->tag_count; i++) tags[i] = mgr__desc_text(m, given->tags[i]);
+    d->tags = tags;
+    mgr__desc_times(d);
+    if (m->arena.failed) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    mgr_result result = mgr__desc_check_name(m, "service_id", d->service_id);
+    if (result == MGR_OK) result = mgr__desc_check_name(m, "service_name", d->service_name);
+    if (result == MGR_OK) result = mgr__desc_check_name(m, "instance_id", d->instance_id);
+    if (result == MGR_OK) result = mgr__desc_check_times(m);
+    for (const char *p = d->kv_prefix; result == MGR_OK && *p; p++)
+        if (!mgr__key_plain((unsigned char)*p) && *p != '/') result = mgr__fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and '/' only", d->kv_prefix);
+    if (result == MGR_OK) result = mgr__desc_token(m);
+    return result;
+}
+
+static mgr_result mgr__open_core(mgr *m)
+{
+    mgr__cluster_config config;
+    mgr_desc *d = &m->desc;
+    memset(&config, 0, sizeof config);
+    config.service_id = mgr__str_of(d->service_id);
+    config.service_name = mgr__str_of(d->service_name);
+    config.instance_id = mgr__str_of(d->instance_id);
+    config.kv_prefix = mgr__str_of(d->kv_prefix);
+    config.partitions = d->partitions;
+    config.partition_count = d->partition_count;
+    config.partitions_version = d->partitions_version;
+    config.weight = d->weight;
+    config.lease_ms = d->lease_ms;
+    config.kill_margin_ms = MGR_KILL_MARGIN_MS;
+    config.stop_grace_ms = d->stop_grace_ms;
+    config.delay_ms = d->delay_ms;
+    config.session_ttl_ms = d->session_ttl_ms;
+    config.rejoin_grace_ms = d->rejoin_grace_ms;
+    config.settle_ms = d->settle_ms;
+    config.moves_max = d->moves_max;
+    config.start_timeout_ms = d->start_timeout_ms;
+    m->io.random(m->io.user, &config.seed, sizeof config.seed);
+    mgr__buf_clear(&m->error);
+    mgr_result result = mgr__cluster_open(&m->cluster, &m->heap, &config, mgr__io_now(&m->io), &m->error);
+    m->desc.partitions = NULL;      /* the core has its copy */
+    return result;
+}
+
+static mgr_result mgr__open_loop(mgr *m)
+{
+    int failed = mgr__loop_open(&m->loop, &m->io, &m->heap);
+    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "no descriptors for the loop: %s", mgr__io_text(failed));
+    for (int i = 0; i < MGR__LANE_COUNT; i++)
+        mgr__http_init(&m->http[i], &m->io, &m->loop, &m->heap, m->addresses, m->address_count, mgr__http_answered, m);
+    return MGR_OK;
+}
+
+static mgr_result mgr__open_signals(mgr *m)
+{
+    m->signal_fd = mgr__io_signals_open(&m->signal_mask);
+    if (m->signal_fd < 0) return mgr__fail(m, MGR_SYSTEM, "handle_signals: no signal descriptor (%s); call mgr_leave from a handler of your own", mgr__io_text(m->signal_fd));
+    m->signal_masked = true;
+#ifdef __linux__
+    int failed = mgr__loop_add(&m->loop, m->signal_fd, POLLIN, mgr__signal_ready, m);
+    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "handle_signals: %s", mgr__io_text(failed));
+#endif
+    return MGR_OK;
+}
+
+static mgr_result mgr__open_parts(mgr *m, const mgr_desc *desc)
+{
+    mgr_result result = mgr__desc_take(m, desc);
+    if (result == MGR_OK) {
+        mgr__buf_clear(&m->error);
+        result = mgr__io_lookup(&m->io, m->desc.consul_addr, m->addresses, MGR_ADDRESS_COUNT_MAX, &m->address_count, &m->error);
+    }
+    if (result == MGR_OK) result = mgr__open_core(m);
+    if (result == MGR_OK) result = mgr__open_loop(m);
+    if (result != MGR_OK || m->desc.observer) return result;
+    result = mgr__make_keeper(m, &m->keeper, &m->keeper_fd);    /* before the signals are blocked here */
+    m->have_keeper = result == MGR_OK;
+    if (result == MGR_OK && m->desc.handle_signals) result = mgr__open_signals(m);
+    return result;
+}
+
+MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
+{
+    mgr__heap heap = mgr__heap_make(&desc->allocator);
+    mgr *m = (mgr *)mgr__alloc(&heap, sizeof *m);
+    *out = m;
+    if (!m) return MGR_NO_MEMORY;
+    m->heap = heap;
+    mgr__arena_init(&m->arena, &m->heap);
+    mgr__arena_init(&m->side.arena, &m->heap);
+    mgr__buf_init(&m->error, &m->heap, 4096);
+    mgr__buf_init(&m->scratch, &m->heap, MGR_BODY_BYTES_MAX);
+    m->io = mgr__io_real();
+    m->pid = m->io.process(m->io.user);
+    m->keeper_fd = m->agent_keeper_fd = m->signal_fd = -1;
+    m->loop.wake_read = m->loop.wake_write = m->loop.timer = m->loop.epoll = -1;
+    for (int i = 0; i < MGR__LANE_COUNT; i++) m->http[i].fd = -1;
+    mgr_result result = mgr__open_parts(m, desc);
+    m->opened = result == MGR_OK;
+    return result;
+}
+
+MGRAPI const char *mgr_error_text(const mgr *m)
+{
+    if (!m) return mgr_result_text(MGR_NO_MEMORY);
+    return m->error.len ? mgr__buf_cstr(&m->error) : "no error";
+}
+
+/* ---- stepping ---- */
+
+static mgr_result mgr__may_step(mgr *m)
+{
+    if (!m || !m->opened) return MGR_INVALID;
+    if (mgr__forked(m)) return MGR_FORKED;
+    if (m->inside) return MGR_REENTRANT;
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_step(mgr *m, int timeout_ms)
+{
+    mgr_result may = mgr__may_step(m);
+    if (may != MGR_OK) return may;
+    if (m->is_over) return mgr__over_result(m);
+    mgr__turn(m);
+    if (m->is_over) return mgr__over_result(m);
+    int failed = mgr__loop_wait(&m->loop, timeout_ms);
+    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "poll: %s", mgr__io_text(failed));
+    mgr__turn(m);
+    return mgr__over_result(m);
+}
+
+MGRAPI mgr_result mgr_run(mgr *m)
+{
+    mgr_result result;
+    do result = mgr_step(m, -1); while (result == MGR_OK);
+    return result == MGR_LEFT ? MGR_OK : result;
+}
+
+MGRAPI int mgr_fd(const mgr *m) { return m && m->opened ? mgr__loop_fd(&m->loop) : -1; }
+
+MGRAPI size_t mgr_pollfds(mgr *m, struct pollfd *fds, size_t fd_count_max) { return m && m->opened ? mgr__loop_pollfds(&m->loop, fds, fd_count_max) : 0; }
+
+MGRAPI int mgr_timeout_ms(const mgr *m)
+{
+    if (!m || !m->opened) return -1;
+    int timeout = mgr__loop_timeout_ms(&m->loop);
+    int most = m->work_count ? MGR_KILL_MARGIN_MS / 4 : INT_MAX;
+    return timeout < 0 || timeout > most ? (m->work_count ? most : timeout) : timeout;
+}
+
+MGRAPI mgr_result mgr_dispatch(mgr *m, const struct pollfd *fds, size_t fd_count)
+{
+    (void)fds; (void)fd_count;      /* hints: the loop asks the kernel itself */
+    return mgr_step(m, 0);
+}
+
+MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *, void *), void *arg)
+{
+    if (!m || !fn) return MGR_INVALID;
+    uint32_t head = __atomic_load_n(&m->post_head, __ATOMIC_ACQUIRE);
+    do {
+        if (head - __atomic_load_n(&m->post_tail, __ATOMIC_ACQUIRE) >= MGR__POST_COUNT_MAX) return MGR_LIMIT;
+    } while (!__atomic_compare_exchange_n(&m->post_head, &head, head + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    mgr__post *post = &m->posts[head % MGR__POST_COUNT_MAX];
+    post->fn = fn;
+    post->arg = arg;
+    __atomic_store_n(&post->ready, 1, __ATOMIC_RELEASE);
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+MGRAPI void mgr_leave(mgr *m)
+{
+    if (!m || !m->opened) return;
+    __atomic_add_fetch(&m->leave_count, 1, __ATOMIC_SEQ_CST);
+    mgr__loop_wake(&m->loop);
+}
+
+/* After leaving, the keeper has nothing to do. Otherwise this is as our death: it
+ * stops the work, certifies, destroys the session. */
+static void mgr__end_keeper(mgr *m)
+{
+    if (!m->cluster.life[0] && mgr__keeper_look(&m->keeper) == MGR__KEEPER_ALIVE) mgr__keeper_dismiss(&m->keeper);
+    mgr__keeper_close(&m->keeper);
+}
+
+MGRAPI void mgr_close(mgr *m)
+{
+    if (!m) return;
+    bool forked = mgr__forked(m);
+    if (forked) mgr__loop_forked(&m->loop);     /* or the child would empty the parent's epoll set */
+    for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->http[i].loop) mgr__http_free(&m->http[i]);
+    if (m->have_keeper) { if (forked) mgr__keeper_forked(&m->keeper); else mgr__end_keeper(m); }
+    if (m->have_agent_keeper) { if (forked) mgr__keeper_forked(&m->agent_keeper); else mgr__keeper_close(&m->agent_keeper); }
+    if (m->signal_masked && !forked) { mgr__loop_remove(&m->loop, m->signal_fd); mgr__io_signals_close(m->signal_fd, &m->signal_mask); }
+    mgr__loop_close(&m->loop);
+    for (size_t i = 0; i < m->work_count; i++) mgr__free(&m->heap, m->works[i]);
+    while (m->proc_count) mgr__proc_free(m, m->procs[0]);
+    for (size_t i = 0; i < m->check_count; i++) { mgr__arena_free(&m->checks[i]->arena); mgr__free(&m->heap, m->checks[i]); }
+    while (m->grants) { mgr_grant *next = m->grants->next; mgr__free(&m->heap, m->grants); m->grants = next; }
+    mgr__free(&m->heap, m->works);
+    mgr__free(&m->heap, m->procs);
+    mgr__free(&m->heap, m->checks);
+    mgr__free(&m->heap, m->join_address);
+    mgr__cluster_close(&m->cluster);
+    mgr__arena_free(&m->side.arena);
+    mgr__buf_free(&m->error);
+    mgr__buf_free(&m->scratch);
+    mgr__arena_free(&m->arena);
+    mgr__heap heap = m->heap;
+    mgr__free(&heap, m);
+}
+
+/* ---- grants and leases ---- */
+
+MGRAPI int64_t mgr_lease_left_ms(const mgr *m)
+{
+    if (!m || !m->have_keeper) return 0;
+    int64_t until = __atomic_load_n(&m->lease, __ATOMIC_SEQ_CST);
+    if (until <= 0) return 0;
+    return mgr__max64(0, until - mgr__io_now(&m->io));
+}
+
+MGRAPI uint64_t mgr_grant_fence(const mgr_grant *grant) { return grant ? grant->fence : 0; }
+
+MGRAPI int64_t mgr_grant_left_ms(const mgr_grant *grant)
+{
+    if (!grant || !__atomic_load_n(&grant->open, __ATOMIC_SEQ_CST)) return 0;
+    return mgr_lease_left_ms(grant->m);
+}
+
+MGRAPI uint64_t mgr_fence(const mgr *m, const char *partition)
+{
+    mgr__work *work = m ? mgr__work_find(m, partition) : NULL;
+    return work && !work->lost ? work->part->fence : 0;
+}
+
+/* ---- processes ---- */
+
+static mgr_result mgr__member_only(mgr *m)
+{
+    if (!m || !m->opened) return MGR_INVALID;
+    if (mgr__forked(m)) return MGR_FORKED;
+    if (m->desc.observer) return mgr__fail(m, MGR_NOT_MEMBER, "an observer runs no work");
+    return MGR_OK;
+}
+
+static mgr_result mgr__run_process(mgr *m, const char *partition, const char *name, const mgr_process *process, bool daemon)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    if (!partition || !process || !process->argv || !process->argv[0]) return mgr__fail(m, MGR_INVALID, "a partition and a process with argv are needed");
+    if (process->_start_canary || process->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_process of partition %s was not zeroed before its fields were set", partition);
+    if (!name) name = partition;
+    mgr__work *work = mgr__work_find(m, partition);
+    if (!work || work->stopping) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition);
+    mgr__proc *old = mgr__proc_find(m, name);
+    if (old && (old->alive || old->restart_at || old->work != work)) return mgr__fail(m, MGR_CONFLICT, "a process named %s exists already", name);
+    if (old) mgr__proc_free(m, old);
+    mgr__proc *proc = mgr__proc_add(m, work, name, process);
+    if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
+    proc->daemon = daemon;
+    result = mgr__proc_start(m, proc, mgr__io_now(&m->io));
+    if (result == MGR_OK) return MGR_OK;
+    mgr__proc_free(m, proc);
+    return mgr__fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
+}
+
+MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__run_process(m, partition, name, process, false); }
+MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__run_process(m, partition, name, process, true); }
+
+MGRAPI pid_t mgr_pid(const mgr *m, const char *name)
+{
+    mgr__proc *proc = m && name ? mgr__proc_find(m, name) : NULL;
+    return proc && proc->alive ? proc->pid : 0;
+}
+
+MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    mgr__proc *proc = name ? mgr__proc_find(m, name) : NULL;
+    if (!proc || !proc->alive) return mgr__fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
+    mgr__keeper_signal(proc->keeper, proc->slot, signal_number);
+    return MGR_OK;
+}
+
+/* ---- work inside the program ---- */
+
+MGRAPI mgr_result mgr_hold(mgr *m, const char *partition)
+{
+    mgr_result result = mgr__member_only(m);
+    mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
+    if (result != MGR_OK) return result;
+    if (!work || work->stopping) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition ? partition : "(null)");
+    work->held = work->in_process = true;
+    mgr__note_in_process(m);
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
+{
+    mgr_result result = mgr__member_only(m);
+    mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
+    if (result != MGR_OK) return result;
+    if (!work) return mgr__fail(m, MGR_STATE, "partition %s is not held by this instance", partition ? partition : "(null)");
+    work->held = work->in_process = false;
+    mgr__note_in_process(m);
+    for (size_t i = 0; work->stopping && i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], m->procs[i]->process.stop_grace_ms);
+    mgr__work_look(m, work);
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+/* ---- observers: one request at a time, waited for ---- */
+
+static mgr_result mgr__outcome_result(mgr *m, const mgr__answer *a, const char *what)
+{
+    int len = (int)mgr__min64(300, (int64_t)a->text.len);
+    switch (a->outcome) {
+    case MGR__OUTCOME_OK:        return MGR_OK;
+    case MGR__OUTCOME_CONFLICT:  return mgr__fail(m, MGR_CONFLICT, "%s: somebody changed it meanwhile; try again", what);
+    case MGR__OUTCOME_NOT_FOUND: return mgr__fail(m, MGR_NOT_FOUND, "%s: Consul does not know it", what);
+    case MGR__OUTCOME_DENIED:    return mgr__fail(m, MGR_DENIED, "%s: an ACL right is missing: %.*s", what, len, a->text.at);
+    case MGR__OUTCOME_REJECTED:  return mgr__fail(m, MGR_PROTOCOL, "%s: Consul refuses: %.*s", what, len, a->text.at);
+    case MGR__OUTCOME_UNSENT: case MGR__OUTCOME_UNKNOWN: break;
+    }
+    return mgr__fail(m, MGR_UNREACHABLE, "%s: no answer from Consul at %s: %.*s", what, m->desc.consul_addr, len, a->text.at);
+}
+
+/* Send m->side and wait. The answer's views live until the next call. */
+static void mgr__call(mgr *m, uint32_t timeout_ms)
+{
+    mgr__http *h = &m->http[MGR__LANE_WORK];
+    m->call_done = false;
+    mgr__send(m, MGR__LANE_WORK, &m->side, timeout_ms);
+    while (!m->call_done) {
+        mgr__loop_deadline(&m->loop, mgr__max64(1, mgr__http_deadline(h)));
+        if (mgr__loop_wait(&m->loop, -1) < 0) break;
+        mgr__http_tick(h, mgr__io_now(&m->io));
+    }
+    if (m->call_done) return;
+    memset(&m->call_answer, 0, sizeof m->call_answer);
+    m->call_answer.outcome = MGR__OUTCOME_UNKNOWN;
+    m->call_answer.text = mgr__str_of("poll failed");
+    mgr__http_cancel(h);
+}
+
+static mgr_result mgr__call_list(mgr *m, const char *below, uint32_t timeout_ms)
+{
+    mgr__request_start(&m->side, &m->heap, MGR__ASK_LIST, MGR__LANE_WORK);
+    m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, below, mgr__nobody());
+    mgr__call(m, timeout_ms);
+    return mgr__outcome_result(m, &m->call_answer, "reading the service's keys");
+}
+
+static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t timeout_ms)
+{
+    mgr_result result = mgr__call_list(m, "cluster/", timeout_ms);
+    if (result != MGR_OK) return result;
+    if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (picture->marker.exists && picture->marker.hash[0]) return MGR_OK;
+    mgr__picture_free(picture);
+    return mgr__fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s: is the id right, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
+}
+
+static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *set, uint32_t timeout_ms)
+{
+    mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+    mgr__request_op(&m->side, MGR__GET, mgr__key_make(&m->side.arena, &m->cluster.root, "sets/", mgr__str_of(picture->marker.hash)));
+    mgr__call(m, timeout_ms);
+    mgr_result result = mgr__outcome_result(m, &m->call_answer, "reading the partition set");
+    if (result != MGR_OK) return result;
+    if (m->call_answer.kv_count && mgr__set_read(set, &m->heap, m->call_answer.kvs[0].value)) return MGR_OK;
+    return mgr__fail(m, MGR_PROTOCOL, "the partition set sets/%s cannot be read", picture->marker.hash);
+}
+
+static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool drain)
+{
+    mgr__picture picture;
+    mgr__buf value;
+    mgr_result result = mgr__call_picture(m, &picture, MGR__REQUEST_TIMEOUT_MS);
+    if (result != MGR_OK) return result;
+    const mgr__member *member = mgr__picture_member(&picture, mgr__str_of(instance));
+    const mgr__standing_wish *standing = mgr__picture_wish(&picture, mgr__str_of(instance));
+    if (!member || (evict && !member->alive)) {
+        mgr__picture_free(&picture);
+        return mgr__fail(m, MGR_NOT_FOUND, "service \"%s\" has no live instance \"%s\": see `manager status`", m->desc.service_id, instance);
+    }
+    mgr__wish wish;
+    wish.drain = evict ? member->wish_drain : drain;
+    wish.evict = evict ? member->life : member->wish_evict;
+    mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+    mgr__buf_init(&value, &m->heap, 4096);
+    mgr__wish_write(&wish, &value);
+    mgr__op *op = mgr__request_op(&m->side, MGR__CAS, mgr__key_make(&m->side.arena, &m->cluster.root, "cluster/wishes/", mgr__str_of(instance)));
+    op->index = standing ? standing->modify_index : 0;
+    op->value = mgr__request_keep(&m->side, &value);
+    mgr__picture_free(&picture);
+    mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
+    return mgr__outcome_result(m, &m->call_answer, "writing the wish");
+}
+
+static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
+{
+    mgr__setter *s = &m->cluster.setter;
+    int64_t until = mgr__io_now(&m->io) + 4 * MGR__REQUEST_TIMEOUT_MS;
+    mgr__setter_start(s, &m->heap, set, MGR__VERSION_STANDING, m->desc.delay_ms);
+    while (mgr__setter_busy(s)) {
+        int64_t now = mgr__io_now(&m->io);
+        if (now > until) return mgr__fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s", m->desc.consul_addr);
+        mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+        if (!mgr__setter_next(s, &m->heap, &m->cluster.root, &m->side, now)) {
+            mgr__loop_deadline(&m->loop, mgr__max64(now, s->not_before));
+            if (mgr__setter_busy(s)) mgr__loop_wait(&m->loop, -1);
+            continue;
+        }
+        mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
+        mgr__setter_answer(s, &m->heap, &m->cluster.root, mgr__str_of(m->cluster.session_name), &m->call_answer, mgr__io_now(&m->io));
+    }
+    if (s->result == MGR_OK) return MGR_OK;
+    return mgr__fail(m, s->result, "%.*s", (int)s->trouble.len, s->trouble.at);
+}
+
+/* ---- the cluster ---- */
+
+static mgr_result mgr__usable(mgr *m)
+{
+    if (!m || !m->opened) return MGR_INVALID;
+    return mgr__forked(m) ? MGR_FORKED : MGR_OK;
+}
+
+MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count)
+{
+    mgr__set set;
+    mgr__str bad;
+    mgr_result result = mgr__usable(m);
+    if (result != MGR_OK) return result;
+    const char *fault = mgr__set_make(&set, &m->heap, names, name_count, &bad);
+    if (fault) {
+        mgr__fail(m, MGR_INVALID, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
+        mgr__set_free(&set);
+        return MGR_INVALID;
+    }
+    if (m->desc.observer) return mgr__call_set_partitions(m, &set);
+    mgr__cluster_command_set(&m->cluster, &set);
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_drain(mgr *m, bool on)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result == MGR_OK) { mgr__cluster_drain(&m->cluster, on); mgr__loop_wake(&m->loop); }
+    return result;
+}
+
+MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    mgr__part *part = partition ? mgr__cluster_part(&m->cluster, mgr__str_of(partition)) : NULL;
+    if (!part || !part->in_set) return mgr__fail(m, MGR_NOT_FOUND, "no partition %s in the set", partition ? partition : "(null)");
+    mgr__cluster_refuse(&m->cluster, part, for_ms, for_ms > 0, mgr__io_now(&m->io));
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+static mgr_result mgr__put_wish(mgr *m, const char *instance, bool evict, bool drain)
+{
+    mgr_result result = mgr__usable(m);
+    if (result != MGR_OK) return result;
+    if (!instance || !instance[0]) return mgr__fail(m, MGR_INVALID, "an instance id is needed");
+    if (m->desc.observer) return mgr__call_wish(m, instance, evict, drain);
+    if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance))) return mgr__fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
+    if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_evict(mgr *m, const char *instance) { return mgr__put_wish(m, instance, true, false); }
+MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on) { return mgr__put_wish(m, instance, false, on); }
+
+/* ---- health ---- */
+
+static mgr__check *mgr__check_find(const mgr *m, const char *id)
+{
+    for (size_t i = 0; i < m->check_count; i++) if (strcmp(m->checks[i]->check.id, id) == 0) return m->checks[i];
+    return NULL;
+}
+
+static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check *given, bool script)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    if (!given) return mgr__fail(m, MGR_INVALID, "a check is needed");
+    if (given->_start_canary || given->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
+    if (script && (!given->argv || !given->argv[0])) return mgr__fail(m, MGR_INVALID, "a script check needs argv");
+    if (!script && !given->ttl_ms) return mgr__fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
+    if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
+    void *items = m->checks;
+    mgr__check *check = (mgr__check *)mgr__alloc(&m->heap, sizeof *check);
+    if (!check || !mgr__grow(&m->heap, &items, &m->check_cap, m->check_count, sizeof *m->checks)) { mgr__free(&m->heap, check); return mgr__fail(m, MGR_NO_MEMORY, "out of memory"); }
+    m->checks = (mgr__check **)items;
+    mgr__arena_init(&check->arena, &m->heap);
+    char id[MGR_NAME_BYTES_MAX + 16];
+    snprintf(id, sizeof id, "%s%s", partition ? partition : "instance", script ? ":script" : ":ttl");
+    check->check = *given;
+    check->check.id = mgr__arena_str(&check->arena, mgr__str_of(given->id ? given->id : id)).at;
+    check->check.name = mgr__arena_str(&check->arena, mgr__str_of(given->name ? given->name : check->check.id)).at;
+    check->check.argv = mgr__copy_list(&check->arena, given->argv, NULL);
+    check->partition = partition ? mgr__arena_str(&check->arena, mgr__str_of(partition)).at : NULL;
+    check->script = script;
+    if (!check->check.interval_ms) check->check.interval_ms = 10000;
+    if (!check->check.timeout_ms) check->check.timeout_ms = 30000;
+    check->due_at = mgr__io_now(&m->io) + (script ? check->check.interval_ms : check->check.ttl_ms);
+    if (mgr__check_find(m, check->check.id)) {      /* given again with each acquisition: the new one counts */
+        mgr__check *old = mgr__check_find(m, check->check.id);
+        if (old->proc) old->proc->check = NULL;
+        mgr__arena_free(&old->arena);
+        *old = *check;
+        mgr__free(&m->heap, check);
+        return MGR_OK;
+    }
+    m->checks[m->check_count++] = check;
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_check_script(mgr *m, const char *partition, const mgr_check *check) { return mgr__check_add(m, partition, check, true); }
+MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *check) { return mgr__check_add(m, partition, check, false); }
+
+static mgr_result mgr__check_report(mgr *m, const char *check_id, int status, const char *note)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    mgr__check *check = check_id ? mgr__check_find(m, check_id) : NULL;
+    if (!check) return mgr__fail(m, MGR_NOT_FOUND, "no check %s", check_id ? check_id : "(null)");
+    if (!check->script) check->due_at = mgr__io_now(&m->io) + check->check.ttl_ms;
+    mgr__check_set(m, check, status, note ? note : "");
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_check_pass(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 0, note); }
+MGRAPI mgr_result mgr_check_warn(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 1, note); }
+MGRAPI mgr_result mgr_check_fail(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 2, note); }
+
+/* ---- the Consul agent ---- */
+
+typedef struct mgr__args { mgr__arena *arena; const char **at; size_t count, cap; } mgr__args;
+
+static void mgr__args_add(mgr__args *args, const char *name, const char *value)
+{
+    if (!value) return;
+    mgr__buf text;
+    mgr__buf_init(&text, args->arena->heap, 65536);
+    mgr__buf_printf(&text, "%s%s", name, value);
+    if (text.failed || args->count + 1 >= args->cap) args->arena->failed = true;
+    else args->at[args->count++] = mgr__arena_str(args->arena, mgr__buf_view(&text)).at;
+    mgr__buf_free(&text);
+}
+
+static void mgr__agent_args(mgr__args *args, const mgr_agent *a)
+{
+    char number[64];
+    mgr__args_add(args, "", mgr__or(a->program, "consul"));
+    mgr__args_add(args, "", "agent");
+    if (a->dev) mgr__args_add(args, "", "-dev");
+    if (a->server) mgr__args_add(args, "", "-server");
+    snprintf(number, sizeof number, "%lu", (unsigned long)a->bootstrap_expect);
+    if (a->bootstrap_expect) mgr__args_add(args, "-bootstrap-expect=", number);
+    mgr__args_add(args, "-data-dir=", a->data_dir);
+    mgr__args_add(args, "-node=", a->node);
+    mgr__args_add(args, "-bind=", a->bind_addr);
+    mgr__args_add(args, "-client=", a->client_addr);
+    mgr__args_add(args, "-config-file=", a->config_file);
+    mgr__args_add(args, "-log-level=", mgr__or(a->log_level, "warn"));
+    snprintf(number, sizeof number, "%u", (unsigned)a->http_port);
+    if (a->http_port) mgr__args_add(args, "-http-port=", number);
+    if (a->ca_file) { mgr__args_add(args, "", "-hcl"); mgr__buf hcl; mgr__buf_init(&hcl, args->arena->heap, 8192); mgr__buf_printf(&hcl, "ca_file = \"%s\"", a->ca_file); mgr__args_add(args, "", mgr__buf_cstr(&hcl)); mgr__buf_free(&hcl); }
+    if (a->verify_outgoing) { mgr__args_add(args, "", "-hcl"); mgr__args_add(args, "", "verify_outgoing = true"); }
+    for (size_t i = 0; i < a->tag_count; i++) {
+        snprintf(number, sizeof number, "tag-%lu:", (unsigned long)i);
+        mgr__args_add(args, "", "-node-meta");
+        mgr__args_add(args, number, a->tags[i]);
+    }
+    for (size_t i = 0; i < a->arg_count; i++) mgr__args_add(args, "", a->args[i]);
+}
+
+/* A keeper of its own: the agent must outlive a life that ends. */
+MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
+{
+    mgr__args args;
+    mgr__arena arena;
+    mgr_process process;
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    if (!agent || agent->_start_canary || agent->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_agent was not zeroed before its fields were set");
+    if (!agent->dev && !agent->data_dir && !agent->config_file) return mgr__fail(m, MGR_INVALID, "an agent needs data_dir, or a config_file that names one, or dev");
+    if (mgr__proc_find(m, "consul agent")) return mgr__fail(m, MGR_STATE, "an agent was started already");
+    if (!m->have_agent_keeper) {
+        result = mgr__make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd);
+        m->have_agent_keeper = result == MGR_OK;
+        if (result != MGR_OK) return result;
+    }
+    mgr__arena_init(&arena, &m->heap);
+    memset(&args, 0, sizeof args);
+    args.arena = &arena;
+    args.cap = agent->tag_count * 2 + agent->arg_count + 32;
+    args.at = (const char **)mgr__arena_alloc(&arena, args.cap * sizeof *args.at);
+    if (args.at) mgr__agent_args(&args, agent);
+    memset(&process, 0, sizeof process);
+    process.argv = args.at;
+    process.stop_signal = SIGINT;       /* Consul leaves politely on SIGINT, sessions and all */
+    mgr__proc *proc = arena.failed ? NULL : mgr__proc_add(m, NULL, "consul agent", &process);
+    mgr__arena_free(&arena);
+    if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    proc->keeper = &m->agent_keeper;
+    proc->daemon = true;
+    return mgr__proc_start(m, proc, mgr__io_now(&m->io));
+}
+
+MGRAPI mgr_result mgr_agent_join(mgr *m, const char *address)
+{
+    mgr_result result = mgr__member_only(m);
+    if (result != MGR_OK) return result;
+    if (!address || !address[0]) return mgr__fail(m, MGR_INVALID, "an address to join is needed");
+    mgr__free(&m->heap, m->join_address);
+    m->join_address = mgr__dup(&m->heap, mgr__str_of(address));
+    if (!m->join_address) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+/* ---- views ---- */
+
+typedef struct mgr__view {
+    mgr_view  view;             /* first: what the user sees */
+    mgr__arena arena;
+} mgr__view;
+
+static mgr_view_instance mgr__view_instance(mgr__arena *arena, const mgr__member *m)
+{
+    mgr_view_instance v;
+    memset(&v, 0, sizeof v);
+    v.id = mgr__arena_str(arena, m->id).at;
+    v.alive = m->alive;
+    v.joining = m->joining;
+    v.draining = mgr__member_drains(m) || m->leaving;
+    v.evicting = m->wish_evict.len && mgr__str_eq(m->wish_evict, m->life);
+    v.weight = (uint32_t)m->weight;
+    v.joined = m->create_index;
+    v.life = mgr__arena_str(arena, m->life).at;
+    v.node = mgr__arena_str(arena, m->node).at;
+    v.isolate = mgr__arena_str(arena, m->isolate).at;
+    v.lease_ms = (uint32_t)m->lease_ms;
+    v.delay_ms = (uint32_t)m->delay_ms;
+    const char **refuses = (const char **)mgr__arena_alloc(arena, (m->refuse_count + 1) * sizeof *refuses);
+    for (size_t i = 0; refuses && i < m->refuse_count; i++) refuses[v.refuse_count++] = mgr__arena_str(arena, m->refuses[i]).at;
+    v.refuses = refuses;
+    return v;
+}
+
+static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__picture *picture, mgr_view_instance *instances, const mgr__kv *kv, mgr__buf *scratch)
+{
+    mgr__holding owner;
+    mgr__holding_read(&owner, kv, scratch, &v->arena);
+    p->last_owner = mgr__arena_str(&v->arena, owner.instance).at;
+    p->last_exit = mgr__arena_str(&v->arena, owner.last_exit).at;
+    p->attempts = (uint32_t)owner.attempts;
+    p->ended = owner.ended && owner.session.len;
+    const mgr__member *holder = owner.session.len ? mgr__picture_life(picture, owner.session) : NULL;
+    p->lost = !owner.session.len && !owner.released && !mgr__picture_certified(picture, owner.life);
+    if (!owner.session.len) return;
+    char since[32];
+    mgr__io_rfc3339(since, (int64_t)owner.since_ms);
+    p->owner = p->last_owner;
+    p->since = mgr__arena_str(&v->arena, mgr__str_of(since)).at;
+    p->fence = owner.fence ? owner.fence : picture->marker.fence_base + owner.modify_index;
+    p->state = MGR_VIEW_ASSUMED;
+    if (holder) instances[holder - picture->members].owned++;
+}
+
+static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *picture, const mgr__set *set)
+{
+    mgr__buf scratch;
+    mgr__str rest, name;
+    mgr_view_instance *instances = (mgr_view_instance *)mgr__arena_alloc(&v->arena, (picture->member_count + 1) * sizeof *instances);
+    mgr_view_partition *partitions = (mgr_view_partition *)mgr__arena_alloc(&v->arena, (set->count + 1) * sizeof *partitions);
+    uint32_t *owners = (uint32_t *)mgr__arena_alloc(&v->arena, (set->count + 1) * sizeof *owners);
+    if (v->arena.failed) return MGR_NO_MEMORY;
+    mgr_result result = mgr__picture_map(picture, &m->heap, set, owners);
+    if (result != MGR_OK) return result;
+    for (size_t i = 0; i < picture->member_count; i++) instances[i] = mgr__view_instance(&v->arena, &picture->members[i]);
+    for (size_t i = 0; i < set->count; i++) {
+        partitions[i].name = mgr__arena_str(&v->arena, set->names[i]).at;
+        partitions[i].assigned = owners[i] == MGR_RUSH_NOBODY ? NULL : instances[owners[i]].id;
+        partitions[i].state = owners[i] == MGR_RUSH_NOBODY ? MGR_VIEW_UNPLACEABLE : MGR_VIEW_ASSIGNED;
+        partitions[i].since = partitions[i].last_exit = partitions[i].last_owner = "";
+        partitions[i].lost = true;
+    }
+    mgr__buf_init(&scratch, &m->heap, MGR_BODY_BYTES_MAX);
+    for (size_t i = 0; i < m->call_answer.kv_count && set->count; i++) {
+        const mgr__kv *kv = &m->call_answer.kvs[i];
+        if (!mgr__key_below(kv->key, &m->cluster.root, "owners/", &rest) || !mgr__key_name(&v->arena, rest, &name)) continue;
+        mgr__str *at = (mgr__str *)bsearch(&name, set->names, set->count, sizeof name, mgr__name_order);
+        if (at) mgr__view_owner(v, &partitions[at - set->names], picture, instances, kv, &scratch);
+    }
+    mgr__buf_free(&scratch);
+    v->view.converged = true;
+    for (size_t i = 0; i < picture->member_count; i++) if (instances[i].alive && instances[i].joining) v->view.converged = false;
+    for (size_t i = 0; i < set->count; i++)
+        if (!partitions[i].owner || !partitions[i].assigned || strcmp(partitions[i].owner, partitions[i].assigned) != 0) v->view.converged = false;
+    v->view.instances = instances;
+    v->view.instance_count = picture->member_count;
+    v->view.partitions = partitions;
+    v->view.partition_count = set->count;
+    v->view.service_id = mgr__arena_str(&v->arena, mgr__str_of(m->desc.service_id)).at;
+    v->view.version = picture->marker.version;
+    return v->arena.failed ? MGR_NO_MEMORY : MGR_OK;
+}
+
+static mgr_result mgr__observer_only(mgr *m)
+{
+    mgr_result result = mgr__usable(m);
+    if (result == MGR_OK && !m->desc.observer) result = mgr__fail(m, MGR_STATE, "only an observer (desc.observer) can wait for a view");
+    return result;
+}
+
+MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
+{
+    mgr__picture picture;
+    mgr__set set;
+    *out = NULL;
+    mgr_result result = mgr__observer_only(m);
+    if (result == MGR_OK) result = mgr__call_picture(m, &picture, timeout_ms);
+    if (result != MGR_OK) return result;
+    memset(&set, 0, sizeof set);
+    mgr__arena_init(&set.arena, &m->heap);
+    uint64_t index = picture.index;
+    mgr__view *v = (mgr__view *)mgr__alloc(&m->heap, sizeof *v);
+    if (!v) result = mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    else mgr__arena_init(&v->arena, &m->heap);
+    if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, timeout_ms);
+    if (result == MGR_OK) result = mgr__call_list(m, "owners/", timeout_ms);
+    if (result == MGR_OK) {
+        result = mgr__view_fill(m, v, &picture, &set);
+        if (result != MGR_OK) mgr__fail(m, result, "the view cannot be made: %s", mgr_result_text(result));
+        v->view.index = m->call_answer.index > index ? m->call_answer.index : index;
+    }
+    mgr__set_free(&set);
+    mgr__picture_free(&picture);
+    if (result == MGR_OK) *out = &v->view;
+    else if (v) { mgr__arena_free(&v->arena); mgr__free(&m->heap, v); }
+    return result;
+}
+
+MGRAPI void mgr_view_free(mgr *m, mgr_view *view)
+{
+    if (!m || !view) return;
+    mgr__view *v = (mgr__view *)view;
+    mgr__arena_free(&v->arena);
+    mgr__free(&m->heap, v);
+}
+
+MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms)
+{
+    mgr_result result = mgr__observer_only(m);
+    if (result != MGR_OK) return result;
+    mgr__request_start(&m->side, &m->heap, MGR__ASK_WATCH, MGR__LANE_WORK);
+    m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, "", mgr__nobody());
+    m->side.index = index ? index : 1;
+    m->side.wait_ms = timeout_ms;
+    mgr__call(m, timeout_ms + timeout_ms / 16 + 2000);
+    return mgr__outcome_result(m, &m->call_answer, "waiting for a change");
+}
+
+#endif /* MANAGER_IMPLEMENTATION */
+
+/* ============================================================================
+ * [history] Newest first
+ * ========================================================================== *
+ *
+ * 0.1.0  The first version: all sections, the program `manager`, devconsul.
+ */
+
+/* ============================================================================
+ * [license] The reader's choice: MIT, or public domain
+ * ========================================================================== *
+ *
+ * manager.h is available under either of two licences: choose whichever you prefer.
+ *
+ * ------------------------------------------------------------------------------
+ * ALTERNATIVE A - MIT License
+ *
+ * Copyright (c) 2026 the manager.h authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of
+ * this software and associated documentation files (the "Software"), to deal in
+ * the Software without restriction, including without limitation the rights to
+ * use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies
+ * of the Software, and to permit persons to whom the Software is furnished to do
+ * so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all
+ * copies or substantial portions of the Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+ * IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+ * FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+ * AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+ * LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+ * OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+ * SOFTWARE.
+ *
+ * ------------------------------------------------------------------------------
+ * ALTERNATIVE B - Public Domain (www.unlicense.org)
+ *
+ * This is free and unencumbered software released into the public domain.
+ *
+ * Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+ * software, either in source code form or as a compiled binary, for any purpose,
+ * commercial or non-commercial, and by any means.
+ *
+ * In jurisdictions that recognize copyright laws, the author or authors of this
+ * software dedicate any and all copyright interest in the software to the public
+ * domain. We make this dedication for the benefit of the public at large and to
+ * the detriment of our heirs and successors. We intend this dedication to be an
+ * overt act of relinquishment in perpetuity of all present and future rights to
+ * this software under copyright law.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+ * IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+ * FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+ * AUTHORS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
+ * ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+ * WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ */

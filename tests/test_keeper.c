@@ -1,0 +1,964 @@
+/* [keeper] with real processes. The program is also its own worker: with
+ * "--worker MODE" it plays one. It is a subreaper, so that nothing of what the
+ * tests start can hide, and the last test checks that nothing is left. */
+#define MANAGER_IMPLEMENTATION
+#include "manager.h"
+#include "test.h"
+
+enum { PATIENCE_MS = 8000 };    /* a safety bound, far above what anything here takes */
+
+#if defined(MGR__SANITIZE_ADDRESS) || defined(MGR__SANITIZE_THREAD)
+enum { SANITIZED = 1 };     /* workers start slowly and have handlers of the sanitizer's own */
+#else
+enum { SANITIZED = 0 };
+#endif
+#ifdef MGR__SANITIZE_THREAD
+enum { SEEN_BY_HOST = 1 };  /* there the guard is made by libc's fork */
+#else
+enum { SEEN_BY_HOST = 0 };
+#endif
+
+static char self_path[PATH_MAX];
+static char scratch_dir[64];
+
+/* ---- the worker's part ---- */
+
+static void hold_lock(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    if (fd < 0 || flock(fd, LOCK_EX) < 0) _exit(3);
+}
+
+static void touch(const char *path) { close(open(path, O_RDWR | O_CREAT, 0600)); }
+
+/* A grandchild that leaves group and session, as a daemon does; `path` stays locked while it lives. */
+static void daemon_of_its_own(char *path, bool forget_name)
+{
+    if (fork() != 0) return;
+    setsid();
+    if (fork() != 0) _exit(0);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    hold_lock(path);
+    if (forget_name) {
+        static char dashes[] = "--worker", mode[] = "lock";
+        char *argv[] = { self_path, dashes, mode, path, NULL }, *env[] = { NULL };
+        execve(self_path, argv, env);
+    }
+    for (;;) pause();
+}
+
+static bool locked(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    bool held = flock(fd, LOCK_EX | LOCK_NB) < 0;
+    close(fd);
+    return held;
+}
+
+static int list_descriptors(const char *path)
+{
+    int seen[64], count = 0;
+    for (int fd = 0; fd < 4096 && count < 64; fd++) if (fcntl(fd, F_GETFD) >= 0) seen[count++] = fd;
+    FILE *f = fopen(path, "w");
+    for (int i = 0; i < count; i++) fprintf(f, "%d ", seen[i]);
+    fclose(f);
+    return 0;
+}
+
+static int worker(int argc, char **argv)
+{
+    static char nothing[] = "";
+    const char *mode = argv[2];
+    char *arg = argc > 3 ? argv[3] : nothing;
+    if (!strcmp(mode, "exit")) return atoi(arg);
+    if (!strcmp(mode, "fds")) return list_descriptors(arg);
+    if (!strcmp(mode, "env")) return getenv("COLOUR") && !strcmp(getenv("COLOUR"), "blue") && getenv("MANAGER_CHILD") ? 0 : 9;
+    if (!strcmp(mode, "clean")) {   /* signals default and unmasked, stdin at its end, "/" */
+        sigset_t mask;
+        struct sigaction action;
+        char cwd[8] = "", c;
+        sigprocmask(SIG_BLOCK, NULL, &mask);
+        for (int i = 1; i < 32; i++) {
+            if (sigismember(&mask, i)) return 20;
+            if (i != SIGKILL && i != SIGSTOP && sigaction(i, NULL, &action) == 0 && action.sa_handler != SIG_DFL && !SANITIZED) return 21;
+        }
+        if (read(0, &c, 1) != 0) return 22;
+        if (!getcwd(cwd, sizeof cwd) || strcmp(cwd, "/")) return 23;
+        return getpgrp() == getpid() ? 0 : 24;
+    }
+    if (!strcmp(mode, "uid")) return getuid() == 65534 && getgid() == 65534 ? 0 : 9;
+    if (!strcmp(mode, "lock")) { hold_lock(arg); touch(argv[4] ? argv[4] : arg); for (;;) pause(); }
+    if (!strcmp(mode, "stubborn")) { signal(SIGTERM, SIG_IGN); hold_lock(arg); for (;;) pause(); }
+    if (!strcmp(mode, "freeze")) { hold_lock(arg); raise(SIGSTOP); for (;;) pause(); }
+    if (!strcmp(mode, "daemon")) { daemon_of_its_own(arg, false); for (;;) pause(); }
+    if (!strcmp(mode, "daemon-exit")) { daemon_of_its_own(arg, false); while (!locked(arg)) usleep(1000); return 0; }
+    if (!strcmp(mode, "nameless")) { daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
+    return 99;
+}
+
+/* ---- the manager's part ---- */
+
+static mgr__heap   heap;
+static mgr__keeper keeper;
+static mgr__worker_report last[MGR_WORKER_COUNT_MAX];
+
+static mgr__keeper_config config_of(uint32_t lease_ms, uint32_t grace_ms)
+{
+    mgr__keeper_config c;
+    memset(&c, 0, sizeof c);
+    c.lease_ms = lease_ms;
+    c.kill_margin_ms = 600;
+    c.stop_grace_ms = grace_ms;
+    return c;
+}
+
+static bool open_keeper(const mgr__keeper_config *c)
+{
+    mgr__buf text;
+    heap = mgr__heap_make(NULL);
+    mgr__buf_init(&text, &heap, 4096);
+    memset(last, 0, sizeof last);
+    mgr_result result = mgr__keeper_open(&keeper, &heap, c, &text);
+    if (result != MGR_OK) printf("open: %s\n", mgr__buf_cstr(&text));
+    mgr__buf_free(&text);
+    return result == MGR_OK;
+}
+
+static void lease_for(int64_t ms) { mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() + ms); }
+
+static void turn(int timeout_ms)
+{
+    mgr__worker_report report;
+    struct pollfd p;
+    p.fd = mgr__keeper_fd(&keeper);
+    p.events = (short)(POLLIN | (mgr__keeper_wants_write(&keeper) ? POLLOUT : 0));
+    poll(&p, 1, timeout_ms);
+    mgr__keeper_turn(&keeper);
+    while (mgr__keeper_next(&keeper, &report)) last[report.slot] = report;
+}
+
+static bool wait_state(uint32_t slot, mgr__worker_state state)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (last[slot].state != state && mgr__process_now_ms() < until) turn(50);
+    return last[slot].state == state;
+}
+
+static bool wait_status(mgr__keeper_status status)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (mgr__keeper_look(&keeper) != status && mgr__process_now_ms() < until) turn(10);
+    return mgr__keeper_look(&keeper) == status;
+}
+
+static bool wait_locked(const char *path, bool wanted)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (locked(path) != wanted && mgr__process_now_ms() < until) usleep(2000);
+    return locked(path) == wanted;
+}
+
+static const char *scratch(const char *name)
+{
+    static char paths[8][128];
+    static int next;
+    char *path = paths[next++ % 8];
+    snprintf(path, 128, "%s/%s", scratch_dir, name);
+    return path;
+}
+
+/* A worker in `mode`; MGR_OK expected. */
+static uint32_t start_with(mgr__spawn *s, const char *mode, const char *arg)
+{
+    static const char *const env[] = { "COLOUR=blue", "PATH=/usr/bin:/bin", NULL };
+    const char *argv[] = { self_path, "--worker", mode, arg, NULL };
+    uint32_t slot = 0;
+    s->argv = argv;
+    s->env = env;
+    CHECK_INT(mgr__keeper_spawn(&keeper, s, &slot), MGR_OK);
+    memset(&last[slot], 0, sizeof last[slot]);
+    return slot;
+}
+
+static uint32_t start(const char *mode, const char *arg)
+{
+    mgr__spawn s;
+    memset(&s, 0, sizeof s);
+    return start_with(&s, mode, arg);
+}
+
+static void end_keeper(void)
+{
+    mgr__keeper_dismiss(&keeper);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    mgr__keeper_close(&keeper);
+}
+
+static char state_of(pid_t pid)
+{
+    mgr__process p;
+    return mgr__process_stat(pid, &p) ? p.state : 0;
+}
+
+static bool wait_gone(pid_t pid)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (state_of(pid) && state_of(pid) != 'Z' && mgr__process_now_ms() < until) usleep(2000);
+    return !state_of(pid) || state_of(pid) == 'Z';
+}
+
+/* ---- starting and ending ---- */
+
+TEST(exit_status_is_reported)
+{
+    mgr__keeper_config c = config_of(3000, 1000);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(3000);
+    uint32_t slot = start("exit", "7");
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK_INT(last[slot].status, 7);
+    CHECK(last[slot].pid > 0);
+    CHECK(!last[slot].stuck);
+    mgr__keeper_free(&keeper, slot);
+    uint32_t other = start("lock", scratch("a"));
+    CHECK_INT(other, slot);
+    CHECK(wait_state(other, MGR__WORKER_RUNNING));
+    CHECK(wait_locked(scratch("a"), true));
+    mgr__keeper_signal(&keeper, other, SIGUSR1);
+    CHECK(wait_state(other, MGR__WORKER_EMPTY));
+    CHECK_INT(last[other].status, -SIGUSR1);
+    end_keeper();
+}
+
+TEST(failed_exec_is_named)
+{
+    static const char *const missing[] = { "no-such-program", NULL }, *const no_env[] = { NULL };
+    mgr__keeper_config c = config_of(3000, 1000);
+    mgr__spawn s;
+    uint32_t slot;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(3000);
+    memset(&s, 0, sizeof s);
+    s.argv = missing;
+    s.env = no_env;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
+    CHECK(wait_state(slot, MGR__WORKER_FAILED));
+    CHECK_INT(last[slot].error, ENOENT);
+    mgr__keeper_free(&keeper, slot);
+    s.directory = "/no/such/directory";
+    slot = start_with(&s, "exit", "0");
+    CHECK(wait_state(slot, MGR__WORKER_FAILED));
+    CHECK_INT(last[slot].error, ENOENT);
+    end_keeper();
+}
+
+/* A search through so long a PATH takes longer than the start may. */
+TEST(start_that_takes_too_long_fails)
+{
+    static const char *const argv[] = { "no-such-program", NULL };
+    static char path[200001];
+    mgr__keeper_config c = config_of(3000, 1000);
+    mgr__spawn s;
+    uint32_t slot;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(3000);
+    memcpy(path, "PATH=", 5);
+    for (size_t i = 5; i + 3 < sizeof path; i += 3) memcpy(path + i, "/n:", 3);
+    const char *env[] = { path, NULL };
+    memset(&s, 0, sizeof s);
+    s.argv = argv;
+    s.env = env;
+    s.start_timeout_ms = 1;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
+    CHECK(wait_state(slot, MGR__WORKER_FAILED));
+    CHECK_INT(last[slot].error, ETIMEDOUT);
+    CHECK_INT(last[slot].status, -SIGKILL);
+    end_keeper();
+}
+
+TEST(limits_are_refused_by_name)
+{
+    mgr__keeper_config c = config_of(3000, 1000);
+    mgr__spawn s;
+    uint32_t slot;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    char *big = (char *)malloc(MGR_SPAWN_BYTES_MAX + 2u);
+    memset(big, 'x', MGR_SPAWN_BYTES_MAX + 1u);
+    big[MGR_SPAWN_BYTES_MAX + 1u] = 0;
+    const char *argv[] = { self_path, big, NULL };
+    memset(&s, 0, sizeof s);
+    s.argv = argv;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_LIMIT);
+    argv[0] = NULL;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_INVALID);
+    free(big);
+    c.isolate = MGR_ISOLATE_PIDNS;
+    end_keeper();
+}
+
+TEST(no_lease_no_work_but_agents)
+{
+    mgr__keeper_config c = config_of(3000, 1000);
+    mgr__spawn s;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    CHECK_INT(mgr__keeper_lease(&keeper), 0);
+    uint32_t slot = start("exit", "0");
+    CHECK(wait_state(slot, MGR__WORKER_FAILED));
+    CHECK_INT(last[slot].error, ECANCELED);
+    memset(&s, 0, sizeof s);
+    s.agent = true;
+    uint32_t agent = start_with(&s, "exit", "5");
+    CHECK(wait_state(agent, MGR__WORKER_EMPTY));
+    CHECK_INT(last[agent].status, 5);
+    mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() - 1);      /* open, but over: closed by the keeper */
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    mgr__keeper_close(&keeper);
+}
+
+TEST(worker_starts_clean)
+{
+    mgr__keeper_config c = config_of(3000, 1000);
+    mgr__spawn s;
+    char text[64] = "";
+    int leak = open("/dev/null", O_RDONLY);
+    int high = fcntl(leak, F_DUPFD, 700);
+    signal(SIGUSR1, SIG_IGN);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(3000);
+    uint32_t fds = start("fds", scratch("fds")), env = start("env", ""), clean = start("clean", "");
+    CHECK(wait_state(fds, MGR__WORKER_EMPTY) && last[fds].status == 0);
+    CHECK(wait_state(env, MGR__WORKER_EMPTY) && last[env].status == 0);
+    CHECK(wait_state(clean, MGR__WORKER_EMPTY));
+    CHECK_INT(last[clean].status, 0);
+    mgr__process_file_get(scratch("fds"), text, sizeof text);
+    CHECK_STR(text, "0 1 2 ");
+    if (getuid() == 0) {
+        memset(&s, 0, sizeof s);
+        s.set_ids = true;
+        s.uid = s.gid = 65534;
+        uint32_t uid = start_with(&s, "uid", "");
+        CHECK(wait_state(uid, MGR__WORKER_EMPTY));
+        CHECK_INT(last[uid].status, 0);
+    }
+    end_keeper();
+    signal(SIGUSR1, SIG_DFL);
+    close(leak);
+    close(high);
+}
+
+TEST(stop_is_polite_then_certain)
+{
+    mgr__keeper_config c = config_of(5000, 1000);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(5000);
+    uint32_t polite = start("lock", scratch("p")), stubborn = start("stubborn", scratch("s")), frozen = start("freeze", scratch("f"));
+    CHECK(wait_locked(scratch("p"), true) && wait_locked(scratch("s"), true) && wait_locked(scratch("f"), true));
+    CHECK(wait_state(frozen, MGR__WORKER_RUNNING));
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (state_of(last[frozen].pid) != 'T' && mgr__process_now_ms() < until) usleep(1000);
+    mgr__keeper_stop(&keeper, polite, 4000);
+    mgr__keeper_stop(&keeper, stubborn, 200);
+    mgr__keeper_stop(&keeper, frozen, 4000);
+    CHECK(wait_state(polite, MGR__WORKER_EMPTY) && wait_state(frozen, MGR__WORKER_EMPTY) && wait_state(stubborn, MGR__WORKER_EMPTY));
+    CHECK_INT(last[polite].status, -SIGTERM);
+    CHECK_INT(last[frozen].status, -SIGTERM);
+    CHECK_INT(last[stubborn].status, -SIGKILL);
+    uint32_t at_once = start("stubborn", scratch("s"));
+    CHECK(wait_locked(scratch("s"), true));
+    mgr__keeper_stop(&keeper, at_once, 0);
+    CHECK(wait_state(at_once, MGR__WORKER_EMPTY));
+    CHECK_INT(last[at_once].status, -SIGKILL);
+    end_keeper();
+}
+
+/* ---- trees ---- */
+
+TEST(daemons_are_swept_before_empty)
+{
+    mgr__keeper_config c = config_of(5000, 1000);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(5000);
+    uint32_t bystander = start("daemon", scratch("b"));
+    CHECK(wait_locked(scratch("b"), true));
+    uint32_t a = start("daemon-exit", scratch("d")), stopped = start("daemon", scratch("e"));
+    CHECK(wait_state(a, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("d")));
+    CHECK(wait_locked(scratch("e"), true));
+    mgr__keeper_stop(&keeper, stopped, 1000);
+    CHECK(wait_state(stopped, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("e")));
+    CHECK(locked(scratch("b")));        /* somebody else's daemon stays */
+    uint32_t nameless = start("nameless", scratch("n"));
+    CHECK(wait_state(nameless, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("n")));
+    CHECK(locked(scratch("b")));
+    mgr__keeper_stop(&keeper, bystander, 0);
+    CHECK(wait_state(bystander, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("b")));
+    end_keeper();
+}
+
+TEST(two_hundred_quick_starts)
+{
+    mgr__keeper_config c = config_of(15000, 1000);
+    static uint32_t slots[200];
+    int count = SANITIZED ? 20 : 200;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(15000);
+    for (int i = 0; i < count; i++) slots[i] = start("exit", "3");
+    for (int i = 0; i < count && !test__bad; i++) CHECK(wait_state(slots[i], MGR__WORKER_EMPTY) && last[slots[i]].status == 3);
+    end_keeper();
+}
+
+/* ---- the lease ---- */
+
+TEST(lease_word_is_monotone_and_closes_for_good)
+{
+    mgr__keeper_config c = config_of(3000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    int64_t now = mgr__process_now_ms();
+    CHECK(mgr__keeper_lease_extend(&keeper, now + 800));
+    CHECK(mgr__keeper_lease_extend(&keeper, now + 700));
+    CHECK_INT(mgr__keeper_lease(&keeper), now + 800);
+    CHECK_INT(mgr__keeper_look(&keeper), MGR__KEEPER_ALIVE);
+    uint32_t slot = start("stubborn", scratch("l"));
+    CHECK(wait_locked(scratch("l"), true));
+    while (mgr__keeper_look(&keeper) == MGR__KEEPER_ALIVE) turn(5);
+    CHECK(mgr__process_now_ms() < now + 800 || last[slot].state != MGR__WORKER_RUNNING);
+    CHECK(!mgr__keeper_lease_extend(&keeper, now + 60000));
+    CHECK_INT(mgr__keeper_lease(&keeper), 0);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("l")));
+    CHECK(mgr__process_now_ms() >= now + 500 - 50);
+    mgr__keeper_close(&keeper);
+}
+
+/* ---- a server for last words ---- */
+
+enum { WORDS_MAX = 8 };
+typedef struct server { int fd; struct sockaddr_storage address; socklen_t len; char seen[WORDS_MAX][64]; bool free_then[WORDS_MAX]; int count; } server;
+
+static server listen_here(void)
+{
+    server s;
+    memset(&s, 0, sizeof s);
+    struct sockaddr_in in;
+    memset(&in, 0, sizeof in);
+    in.sin_family = AF_INET;
+    in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    s.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bind(s.fd, (struct sockaddr *)&in, sizeof in);
+    listen(s.fd, 16);
+    s.len = sizeof in;
+    getsockname(s.fd, (struct sockaddr *)&in, &s.len);
+    memcpy(&s.address, &in, sizeof in);
+    return s;
+}
+
+/* Answer until `count` requests came, noting for each whether the lock was free. */
+static void serve(server *s, int count, const char *lock_path, const char *answer)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (s->count < count && mgr__process_now_ms() < until) {
+        struct pollfd p;
+        p.fd = s->fd;
+        p.events = POLLIN;
+        if (poll(&p, 1, 50) <= 0) continue;
+        int fd = accept(s->fd, NULL, NULL);
+        char request[512] = "";
+        ssize_t got = read(fd, request, sizeof request - 1);
+        if (got > 0 && s->count < WORDS_MAX) {
+            s->free_then[s->count] = !locked(lock_path);
+            memcpy(s->seen[s->count++], request, 63);
+            char *end = strstr(s->seen[s->count - 1], " HTTP");
+            if (end) *end = 0;
+        }
+        if (write(fd, answer, strlen(answer)) < 0) printf("answer: %s\n", strerror(errno));
+        close(fd);
+    }
+}
+
+static const char *const OK_ANSWER = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+static void prepare_words(const server *s)
+{
+    struct sockaddr_storage addresses[2];
+    socklen_t lens[2];
+    memset(addresses, 0, sizeof addresses);
+    addresses[0] = addresses[1] = s->address;
+    ((struct sockaddr_in *)&addresses[0])->sin_port = htons(1);      /* nobody listens on the first */
+    lens[0] = lens[1] = s->len;
+    CHECK_INT(mgr__keeper_last_words(&keeper, addresses, lens, 2, mgr__str_of("PUT /certificate HTTP/1.1\r\n\r\n"),
+              mgr__str_of("PUT /destroy HTTP/1.1\r\n\r\n"), mgr__str_of("PUT /deregister HTTP/1.1\r\n\r\n")), MGR_OK);
+}
+
+static void check_words(const server *s)
+{
+    CHECK_INT(s->count, 3);
+    CHECK_STR(s->seen[0], "PUT /certificate");
+    CHECK_STR(s->seen[1], "PUT /destroy");
+    CHECK_STR(s->seen[2], "PUT /deregister");
+    CHECK(s->free_then[0]);
+}
+
+/* ---- managers that die, in a process of their own ---- */
+
+typedef struct trio { pid_t manager; int32_t guard, keeper; } trio;
+
+/* Fork a manager with one worker in `mode` on the lock `path`; returns once the lock is held. */
+static trio manager_process(const mgr__keeper_config *c, int64_t lease_ms, const server *s, const char *mode, const char *path, bool in_process)
+{
+    int ends[2];
+    trio t;
+    memset(&t, 0, sizeof t);
+    if (pipe(ends) < 0) return t;
+    t.manager = fork();
+    if (t.manager == 0) {
+        if (!open_keeper(c)) _exit(1);
+        lease_for(lease_ms);
+        if (s) prepare_words(s);
+        mgr__keeper_in_process(&keeper, in_process);
+        if (*mode) start(mode, path);
+        while (mgr__keeper_wants_write(&keeper)) turn(10);
+        if (*mode && !wait_locked(path, true)) _exit(1);
+        t.guard = keeper.page->guard;
+        t.keeper = keeper.page->keeper;
+        if (write(ends[1], &t, sizeof t) < 0) _exit(1);
+        for (;;) pause();
+    }
+    close(ends[1]);
+    pid_t manager = t.manager;
+    CHECK_INT(read(ends[0], &t, sizeof t), sizeof t);
+    t.manager = manager;
+    close(ends[0]);
+    return t;
+}
+
+static void end_manager(trio t)
+{
+    kill(t.manager, SIGKILL);
+    waitpid(t.manager, NULL, 0);
+    CHECK(wait_gone(t.keeper));
+    CHECK(wait_gone(t.guard));
+    waitpid(t.guard, NULL, __WALL);     /* ours by adoption */
+}
+
+TEST(manager_killed_words_in_order_after_the_work)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    trio t = manager_process(&c, 8000, &s, "stubborn", scratch("m"), false);
+    kill(t.manager, SIGKILL);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    end_manager(t);
+    close(s.fd);
+}
+
+TEST(manager_killed_daemons_too)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    trio t = manager_process(&c, 8000, &s, "daemon", scratch("m"), false);
+    kill(t.manager, SIGKILL);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    end_manager(t);
+    close(s.fd);
+}
+
+/* A forked child of the host keeps the socket open: the host's pidfd tells. */
+TEST(manager_killed_while_a_copy_of_it_lives)
+{
+    mgr__keeper_config c = config_of(60000, 300);
+    server s = listen_here();
+    int ends[2];
+    pid_t copy = 0;
+    CHECK_INT(pipe(ends), 0);
+    pid_t manager = fork();
+    if (manager == 0) {
+        if (!open_keeper(&c)) _exit(1);
+        lease_for(60000);
+        prepare_words(&s);
+        start("stubborn", scratch("m"));
+        if (!wait_locked(scratch("m"), true)) _exit(1);
+        copy = fork();
+        if (copy == 0) for (;;) pause();
+        if (write(ends[1], &copy, sizeof copy) < 0) _exit(1);
+        for (;;) pause();
+    }
+    CHECK_INT(read(ends[0], &copy, sizeof copy), sizeof copy);
+    kill(manager, SIGKILL);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    kill(copy, SIGKILL);
+    while (waitpid(-1, NULL, __WALL) > 0) { }       /* guard, copy and manager: all ours */
+    close(ends[0]);
+    close(ends[1]);
+    close(s.fd);
+}
+
+TEST(manager_frozen_lease_ends_the_work)
+{
+    mgr__keeper_config c = config_of(1200, 300);
+    server s = listen_here();
+    int64_t begun = mgr__process_now_ms();
+    trio t = manager_process(&c, 1000, &s, "stubborn", scratch("m"), false);
+    kill(t.manager, SIGSTOP);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    CHECK(mgr__process_now_ms() - begun >= 900);    /* and not before it */
+    end_manager(t);
+    close(s.fd);
+}
+
+TEST(manager_and_keeper_frozen_guard_ends_the_work)
+{
+    mgr__keeper_config c = config_of(1200, 300);
+    trio t = manager_process(&c, 700, NULL, "daemon", scratch("m"), false);
+    kill(t.manager, SIGSTOP);
+    kill(t.keeper, SIGSTOP);
+    CHECK(wait_locked(scratch("m"), false));
+    CHECK(wait_gone(t.keeper));
+    end_manager(t);
+}
+
+TEST(in_process_work_is_certified_by_the_hosts_death_only)
+{
+    mgr__keeper_config c = config_of(1200, 300);
+    server s = listen_here();
+    trio t = manager_process(&c, 600, &s, "", "", true);
+    kill(t.manager, SIGSTOP);
+    serve(&s, 2, scratch("m"), OK_ANSWER);
+    CHECK_STR(s.seen[0], "PUT /destroy");
+    CHECK_STR(s.seen[1], "PUT /deregister");
+    kill(t.manager, SIGKILL);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    CHECK_STR(s.seen[2], "PUT /certificate");
+    end_manager(t);
+    close(s.fd);
+}
+
+TEST(overrun_kills_the_host_if_asked)
+{
+    mgr__keeper_config c = config_of(1200, 300);
+    server s = listen_here();
+    c.overrun_kill_host = true;
+    trio t = manager_process(&c, 600, &s, "", "", true);
+    kill(t.manager, SIGSTOP);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    CHECK(state_of(t.manager) == 'Z');
+    end_manager(t);
+    close(s.fd);
+}
+
+/* Refused and failing answers: the certificate is tried again after a 500, not after a 403. */
+TEST(words_are_repeated_unless_refused)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    prepare_words(&s);
+    mgr__keeper_close(&keeper);
+    serve(&s, 1, scratch("m"), "HTTP/1.1 500 No cluster leader\r\n\r\n");
+    serve(&s, 2, scratch("m"), OK_ANSWER);
+    serve(&s, 3, scratch("m"), "HTTP/1.1 403 Forbidden\r\n\r\n");
+    serve(&s, 4, scratch("m"), OK_ANSWER);
+    CHECK_INT(s.count, 4);
+    CHECK_STR(s.seen[0], "PUT /certificate");
+    CHECK_STR(s.seen[1], "PUT /certificate");
+    CHECK_STR(s.seen[2], "PUT /destroy");
+    CHECK_STR(s.seen[3], "PUT /deregister");
+    close(s.fd);
+}
+
+TEST(agent_outlives_the_words)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    mgr__spawn spawn;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    prepare_words(&s);
+    memset(&spawn, 0, sizeof spawn);
+    spawn.agent = true;
+    uint32_t agent = start_with(&spawn, "stubborn", scratch("a")), slot = start("stubborn", scratch("m"));
+    CHECK(wait_locked(scratch("a"), true) && wait_locked(scratch("m"), true));
+    CHECK(wait_state(agent, MGR__WORKER_RUNNING) && wait_state(slot, MGR__WORKER_RUNNING));
+    mgr__keeper_close(&keeper);
+    serve(&s, 1, scratch("m"), OK_ANSWER);
+    CHECK(locked(scratch("a")));
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    CHECK(wait_locked(scratch("a"), false));
+    close(s.fd);
+}
+
+/* ---- keeper or guard die ---- */
+
+TEST(keeper_killed_guard_sweeps)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    start("daemon", scratch("k"));
+    CHECK(wait_locked(scratch("k"), true));
+    kill(keeper.page->keeper, SIGKILL);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("k")));
+    CHECK(!mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() + 8000));
+    mgr__keeper_close(&keeper);
+}
+
+TEST(guard_killed_keeper_ends_and_certifies)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    prepare_words(&s);
+    start("daemon", scratch("g"));
+    CHECK(wait_locked(scratch("g"), true));
+    pid_t left = keeper.page->keeper;
+    kill(left, SIGSTOP);                    /* stopped by hand: the guard's death sets it going */
+    kill(keeper.page->guard, SIGKILL);
+    serve(&s, 3, scratch("g"), OK_ANSWER);
+    check_words(&s);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    mgr__keeper_close(&keeper);
+    CHECK(wait_gone(left));
+    waitpid(left, NULL, 0);
+    close(s.fd);
+}
+
+TEST(guard_and_keeper_killed_workers_die)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    uint32_t slot = start("stubborn", scratch("g"));
+    CHECK(wait_locked(scratch("g"), true));
+    CHECK(wait_state(slot, MGR__WORKER_RUNNING));
+    pid_t left = keeper.page->keeper;
+    kill(keeper.page->guard, SIGSTOP);
+    kill(left, SIGSTOP);
+    kill(keeper.page->guard, SIGKILL);
+    kill(left, SIGKILL);
+    CHECK(wait_locked(scratch("g"), false));
+    CHECK(wait_status(MGR__KEEPER_DEAD));
+    mgr__keeper_close(&keeper);
+    CHECK(wait_gone(left));
+    waitpid(left, NULL, 0);
+    waitpid(last[slot].pid, NULL, 0);
+}
+
+TEST(silent_keeper_is_replaced)
+{
+    mgr__keeper_config c = config_of(2000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(60000);
+    start("daemon", scratch("k"));
+    CHECK(wait_locked(scratch("k"), true));
+    kill(keeper.page->keeper, SIGSTOP);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("k")));
+    mgr__keeper_close(&keeper);
+}
+
+/* ---- the host stays itself ---- */
+
+static volatile sig_atomic_t child_signals;
+static void on_child(int signo) { (void)signo; child_signals++; }
+
+TEST(host_sees_nothing_of_it)
+{
+    mgr__keeper_config c = config_of(3000, 300);
+    sigset_t before, after;
+    if (SEEN_BY_HOST) SKIP("under this sanitizer the guard is an ordinary child");
+    child_signals = 0;
+    signal(SIGCHLD, on_child);
+    sigprocmask(SIG_BLOCK, NULL, &before);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    sigprocmask(SIG_BLOCK, NULL, &after);
+    CHECK(memcmp(&before, &after, 8) == 0);
+    lease_for(3000);
+    uint32_t slot = start("exit", "0");
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    errno = 0;
+    CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+    end_keeper();
+    CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
+    CHECK_INT(child_signals, 0);
+    signal(SIGCHLD, SIG_DFL);
+}
+
+TEST(forked_child_of_the_host_only_frees)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    int status = 0;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    uint32_t slot = start("lock", scratch("h"));
+    CHECK(wait_locked(scratch("h"), true));
+    pid_t child = fork();
+    if (child == 0) { mgr__keeper_forked(&keeper); _exit(0); }
+    waitpid(child, &status, 0);
+    CHECK_INT(status, 0);
+    turn(20);
+    CHECK_INT(mgr__keeper_look(&keeper), MGR__KEEPER_ALIVE);
+    CHECK(locked(scratch("h")));
+    mgr__keeper_stop(&keeper, slot, 0);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    end_keeper();
+}
+
+TEST(close_without_dismissal_stops_and_certifies)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    server s = listen_here();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    prepare_words(&s);
+    start("stubborn", scratch("h"));
+    CHECK(wait_locked(scratch("h"), true));
+    pid_t guard = keeper.page->guard;
+    mgr__keeper_close(&keeper);
+    serve(&s, 3, scratch("h"), OK_ANSWER);
+    check_words(&s);
+    CHECK(wait_gone(guard));
+    waitpid(guard, NULL, __WALL);
+    close(s.fd);
+}
+
+TEST(keeper_as_a_command_of_its_own)
+{
+    static char name[] = "mgr-guard";
+    static char *argv[] = { name, NULL };
+    mgr__keeper_config c = config_of(8000, 300);
+    c.keeper_argv = argv;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    uint32_t slot = start("daemon-exit", scratch("x"));
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("x")));
+    end_keeper();
+    while (waitpid(-1, NULL, WNOHANG) > 0) { }     /* ours by adoption */
+}
+
+TEST(keeper_gives_the_hosts_memory_back)
+{
+#if defined(MGR__SANITIZE_ADDRESS) || defined(MGR__SANITIZE_THREAD)
+    SKIP("sanitizers need the memory");
+#else
+    enum { BYTES = 64 << 20, PIECES = 60000, PIECE_BYTES = 500 };
+    static char *pieces[PIECES];
+    mgr__keeper_config c = config_of(8000, 300);
+    char *block = (char *)malloc(BYTES), path[64], text[256] = "";
+    memset(block, 1, BYTES);
+    for (int i = 0; i < PIECES; i++) memset(pieces[i] = (char *)malloc(PIECE_BYTES), 1, PIECE_BYTES);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    uint32_t slot = start("daemon-exit", scratch("x"));
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    snprintf(path, sizeof path, "/proc/%d/statm", (int)keeper.page->guard);
+    mgr__process_file_get(path, text, sizeof text);
+    const char *at = text;
+    mgr__process_number(&at);
+    CHECK(mgr__process_number(&at) * (uint64_t)sysconf(_SC_PAGESIZE) < 16u << 20);
+    end_keeper();
+    for (int i = 0; i < PIECES; i++) free(pieces[i]);
+    free(block);
+#endif
+}
+
+TEST(life_lock_is_free_when_all_are_gone)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    c.life_fd = open(scratch("p"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CHECK_INT(flock(c.life_fd, LOCK_EX), 0);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    close(c.life_fd);
+    lease_for(8000);
+    start("daemon", scratch("x"));
+    CHECK(wait_locked(scratch("x"), true));
+    CHECK(locked(scratch("p")));
+    kill(keeper.page->keeper, SIGSTOP);
+    kill(keeper.page->guard, SIGSTOP);
+    kill(keeper.page->keeper, SIGKILL);
+    kill(keeper.page->guard, SIGKILL);
+    CHECK(wait_gone(keeper.page->guard));
+    CHECK(locked(scratch("p")));            /* the daemon has it still */
+    CHECK(locked(scratch("x")));
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (locked(scratch("p")) && mgr__process_now_ms() < until) {
+        mgr__process all[64];
+        int count = mgr__process_list(getpid(), all, 64);
+        for (int i = 0; i < count; i++) kill(all[i].pid, SIGKILL);
+        usleep(2000);
+    }
+    CHECK(!locked(scratch("p")));
+    mgr__keeper_close(&keeper);
+}
+
+TEST(nothing_is_left)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    pid_t got = 0;
+    while (got != -1 && mgr__process_now_ms() < until) { got = waitpid(-1, NULL, WNOHANG | __WALL); if (got == 0) usleep(2000); }
+    CHECK_INT(got, -1);
+}
+
+static void remove_scratch(void)
+{
+    static const char *const names[] = { "a", "b", "d", "e", "f", "g", "h", "k", "l", "m", "n", "p", "s", "x", "fds" };
+    for (size_t i = 0; i < MGR__COUNT(names); i++) unlink(scratch(names[i]));
+    rmdir(scratch_dir);
+}
+
+int main(int argc, char **argv)
+{
+    int status = mgr_keeper_main(argc, argv);
+    if (status >= 0) return status;
+    ssize_t len = readlink("/proc/self/exe", self_path, sizeof self_path - 1);
+    self_path[len > 0 ? len : 0] = 0;
+    if (argc > 2 && !strcmp(argv[1], "--worker")) return worker(argc, argv);
+    snprintf(scratch_dir, sizeof scratch_dir, "/tmp/test_keeper.XXXXXX");
+    if (!mkdtemp(scratch_dir)) return 1;
+    chmod(scratch_dir, 0777);
+    mgr__process_subreaper();
+    RUN(exit_status_is_reported);
+    RUN(failed_exec_is_named);
+    RUN(start_that_takes_too_long_fails);
+    RUN(limits_are_refused_by_name);
+    RUN(no_lease_no_work_but_agents);
+    RUN(worker_starts_clean);
+    RUN(stop_is_polite_then_certain);
+    RUN(daemons_are_swept_before_empty);
+    RUN(two_hundred_quick_starts);
+    RUN(lease_word_is_monotone_and_closes_for_good);
+    RUN(manager_killed_words_in_order_after_the_work);
+    RUN(manager_killed_daemons_too);
+    RUN(manager_killed_while_a_copy_of_it_lives);
+    RUN(manager_frozen_lease_ends_the_work);
+    RUN(manager_and_keeper_frozen_guard_ends_the_work);
+    RUN(in_process_work_is_certified_by_the_hosts_death_only);
+    RUN(overrun_kills_the_host_if_asked);
+    RUN(words_are_repeated_unless_refused);
+    RUN(agent_outlives_the_words);
+    RUN(keeper_killed_guard_sweeps);
+    RUN(guard_killed_keeper_ends_and_certifies);
+    RUN(guard_and_keeper_killed_workers_die);
+    RUN(silent_keeper_is_replaced);
+    RUN(host_sees_nothing_of_it);
+    RUN(forked_child_of_the_host_only_frees);
+    RUN(close_without_dismissal_stops_and_certifies);
+    RUN(keeper_as_a_command_of_its_own);
+    RUN(keeper_gives_the_hosts_memory_back);
+    RUN(life_lock_is_free_when_all_are_gone);
+    RUN(nothing_is_left);
+    remove_scratch();
+    return test__end();
+}
