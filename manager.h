@@ -3548,6 +3548,7 @@ typedef struct mgr__member {
     mgr__str id, life, session, node, service, isolate;
     bool     alive;             /* its key is locked by a session: a member without one is dead */
     bool     joining, leaving, draining;
+    bool     counts;            /* it takes part in the map */
     uint64_t weight, lease_ms, delay_ms, grace_ms, releases, settle_ms;
     mgr__str *refuses;
     size_t   refuse_count;
@@ -3640,12 +3641,6 @@ static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str es
     while (mgr__json_key(&j, &key)) if (!mgr__member_read_field(member, key, &j, scratch, arena)) mgr__json_skip(&j);
     if (member->weight > 65535) member->weight = 65535;
     return mgr__json_end(&j) && !arena->failed;
-}
-
-/* Does it take part in the map? */
-static bool mgr__member_counts(const mgr__member *m)
-{
-    return (m->alive || m->grace_ms > 0) && !m->joining && !m->leaving;
 }
 
 static bool mgr__member_drains(const mgr__member *m) { return m->draining || m->wish_drain; }
@@ -3762,6 +3757,22 @@ static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr_
     }
 }
 
+/* Who takes part in the map. Joiners wait until the youngest of them has settled, so
+ * that many that start together cause one rebalance; when it has, its own key says
+ * so, and all that are older count at the same index. */
+static void mgr__picture_count(mgr__picture *picture)
+{
+    uint64_t settled = 0;
+    for (size_t i = 0; i < picture->member_count; i++) {
+        const mgr__member *m = &picture->members[i];
+        if (m->alive && !m->joining && m->create_index > settled) settled = m->create_index;
+    }
+    for (size_t i = 0; i < picture->member_count; i++) {
+        mgr__member *m = &picture->members[i];
+        m->counts = (m->alive || m->grace_ms > 0) && !m->leaving && (!m->joining || m->create_index < settled);
+    }
+}
+
 /* False: out of memory. Keys that are not ours are ignored. */
 static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr__root *root, uint64_t index, const mgr__kv *kvs, size_t count)
 {
@@ -3784,6 +3795,7 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
         member->wish_drain = picture->wishes[i].wish.drain;
         member->wish_evict = picture->wishes[i].wish.evict;
     }
+    mgr__picture_count(picture);
     if (!picture->arena.failed) return true;
     mgr__picture_free(picture);
     return false;
@@ -3805,7 +3817,7 @@ static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap,
     if (arena.failed) { mgr__arena_free(&arena); return MGR_NO_MEMORY; }
     for (size_t i = 0; i < picture->member_count; i++) {
         const mgr__member *m = &picture->members[i];
-        if (!mgr__member_counts(m)) continue;
+        if (!m->counts) continue;
         for (size_t r = 0; r < m->refuse_count; r++) {
             mgr__str *at = set->count ? (mgr__str *)bsearch(&m->refuses[r], set->names, set->count, sizeof *set->names, mgr__name_order) : NULL;
             if (!at) continue;
@@ -4363,7 +4375,7 @@ typedef struct mgr__cluster {
     uint64_t    own_index;
     bool        own_dirty, own_unclear;
     bool        joining;
-    int64_t     joining_until;
+    int64_t     joining_until, joining_most;
     uint64_t    releases;
     uint64_t    wall_offset_ms;     /* wall clock minus our clock, for display only */
 
@@ -4386,6 +4398,7 @@ typedef struct mgr__cluster {
 
 enum {
     MGR__CONFIRMS_PER_LEASE = 3,
+    MGR__SETTLES_MAX = 4,           /* a joiner waits so many times its settle_ms for younger ones */
     MGR__BACKOFF_MIN_MS = 250, MGR__BACKOFF_MAX_MS = 8000,
     MGR__SWEEP_MS = 600000,
     MGR__IDENTITY_WAIT_MS = 3000,
@@ -4642,7 +4655,7 @@ static uint64_t mgr__cluster_map_digest(const mgr__cluster *c)
     uint64_t h = mgr__hash(mgr__str_of(c->set.hash));
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
-        if (!mgr__member_counts(m)) continue;
+        if (!m->counts) continue;
         h = mgr__mix64(h ^ mgr__hash(m->id));
         h = mgr__mix64(h ^ (mgr__member_drains(m) ? 0 : m->weight));
         for (size_t r = 0; r < m->refuse_count; r++) h = mgr__mix64(h ^ mgr__hash(m->refuses[r]));
@@ -4673,7 +4686,7 @@ static void mgr__cluster_map(mgr__cluster *c)
     if (result == MGR_OK) {
         mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
         size_t self = own ? (size_t)(own - c->picture.members) : SIZE_MAX, mine = 0, nobodys = 0, at = 0, members = 0;
-        for (size_t i = 0; i < c->picture.member_count; i++) members += mgr__member_counts(&c->picture.members[i]);
+        for (size_t i = 0; i < c->picture.member_count; i++) members += c->picture.members[i].counts;
         for (size_t i = 0; i < c->part_count; i++) {
             if (!c->parts[i]->in_set) { c->parts[i]->assigned = false; continue; }
             MGR_ASSERT(at < c->set.count && mgr__str_eq(c->set.names[at], c->parts[i]->name));
@@ -5531,6 +5544,7 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
     c->entered_once = true;
     c->session_unclear = false;
     c->joining_until = now + c->config.settle_ms;
+    c->joining_most = now + (int64_t)c->config.settle_ms * MGR__SETTLES_MAX;
     c->lease_until = e->sent_at + c->config.lease_ms;
     c->next_round = e->sent_at + mgr__cluster_round_ms(c);
     c->round_open = c->renew_due = c->pass_due = false;
@@ -5928,10 +5942,20 @@ static void mgr__cluster_lease_time(mgr__cluster *c, int64_t now)
     mgr__cluster_end_life(c, (uint32_t)left, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time", now);
 }
 
+static bool mgr__cluster_younger_joins(const mgr__cluster *c)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    for (size_t i = 0; own && i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        if (m->alive && m->joining && m->create_index > own->create_index) return true;
+    }
+    return false;
+}
+
 static void mgr__cluster_own_time(mgr__cluster *c, int64_t now)
 {
     if (c->phase != MGR__PHASE_MEMBER) return;
-    if (c->joining && now >= c->joining_until) { c->joining = false; c->own_dirty = true; }
+    if (c->joining && (now >= c->joining_most || (now >= c->joining_until && !mgr__cluster_younger_joins(c)))) { c->joining = false; c->own_dirty = true; }
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
         if (p->refused && now >= p->refused_until) { p->refused = false; c->own_dirty = true; }
@@ -6024,7 +6048,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     at = mgr__min64(at, mgr__max64(now, c->lease_until - (int64_t)c->config.stop_grace_ms));
     if (!c->errands[MGR__LANE_LEASE].out) at = mgr__min64(at, c->renew_due || c->pass_due ? now : mgr__max64(now, c->next_round));
     if (c->phase != MGR__PHASE_MEMBER) return at;
-    if (c->joining) at = mgr__min64(at, mgr__max64(now, c->joining_until));
+    if (c->joining) at = mgr__min64(at, now < c->joining_until ? c->joining_until : mgr__max64(now, c->joining_most));
     at = mgr__min64(at, mgr__max64(now, c->next_audit));
     for (size_t i = 0; i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {
@@ -8899,6 +8923,7 @@ typedef struct mgr__keeping {
     mgr__page *page;
     pid_t      self, guard;
     int        guard_fd, timer_fd, host_fd;
+    bool       deaf;            /* the socket has ended */
     bool       manager_gone, host_dead, guard_gone, poke;
     bool       sweep;           /* something may be left that belongs to nobody alive */
     int        orphans;         /* of work, when last looked */
@@ -8946,16 +8971,18 @@ static void mgr__child_become(mgr__keeping *k, mgr__child *c, mgr__worker_state 
     mgr__child_say(k, c);
 }
 
-/* The group, at one blow; the leader besides, for it may not have reached its setpgid. */
+/* To the group at one blow. A leader may have left its group, so that none has
+ * its number; but it never gets a signal twice, for many take the second SIGTERM
+ * as an order to end at once. */
 static void mgr__child_signal(const mgr__child *c, int signo)
 {
-    mgr__process_kill_group(c->pid, signo);
-    mgr__process_kill(c->pid, signo);
+    if (mgr__process_kill_group(c->pid, signo) < 0) mgr__process_kill(c->pid, signo);
 }
 
 static void mgr__child_kill(mgr__child *c, int64_t now)
 {
     mgr__child_signal(c, SIGKILL);
+    mgr__process_kill(c->pid, SIGKILL);
     if (!c->killed_at) c->killed_at = now;
     c->kill_at = now;
 }
@@ -8969,9 +8996,8 @@ static void mgr__child_stop(mgr__keeping *k, mgr__child *c, int64_t kill_at, int
     if (kill_at < c->kill_at) c->kill_at = kill_at;
     if (c->kill_at <= now) mgr__child_kill(c, now);
     else if (first) {
-        mgr__process_kill_group(c->pid, c->stop_signal);
-        if (c->exec_fd >= 0) mgr__process_kill(c->pid, c->stop_signal);
-        mgr__process_kill_group(c->pid, SIGCONT);
+        mgr__child_signal(c, c->stop_signal);
+        mgr__child_signal(c, SIGCONT);
     }
     if (first) mgr__child_become(k, c, MGR__WORKER_STOPPING);
 }
@@ -9056,7 +9082,7 @@ static int mgr__keeping_fork(mgr__keeping *k, mgr__child *c, const mgr__frame_sp
 static bool mgr__keeping_may_start(const mgr__keeping *k, bool agent, int64_t now)
 {
     int64_t word = mgr__page_lease(k->page);
-    if (k->phase != MGR__PHASE_RUN || word == MGR__LEASE_CLOSED) return false;
+    if (k->phase != MGR__PHASE_RUN || k->manager_gone || word == MGR__LEASE_CLOSED) return false;
     return agent || (mgr__page_open(word) && word > now);
 }
 
@@ -9517,13 +9543,14 @@ static bool mgr__keeping_frames(mgr__keeping *k)
     return true;
 }
 
+/* What a dead manager had sent counts as well: it may be better last words. */
 static void mgr__keeping_listen(mgr__keeping *k)
 {
-    while (!k->manager_gone) {
+    while (!k->deaf) {
         int got = mgr__process_read(MGR__FD_SOCKET, k->in + k->in_len, sizeof k->in - k->in_len);
         if (got == -EAGAIN) return;
         if (got > 0) k->in_len += (size_t)got;
-        if (got <= 0 || !mgr__keeping_frames(k)) k->manager_gone = true;
+        if (got <= 0 || !mgr__keeping_frames(k)) k->deaf = k->manager_gone = true;
     }
 }
 
@@ -9547,7 +9574,7 @@ static void mgr__keeping_wait(mgr__keeping *k)
 {
     int64_t now = mgr__process_now_ms(), due = mgr__keeping_due(k, now);
     size_t count = 4;
-    mgr__keeping_want(&k->polls[0], k->manager_gone ? -1 : MGR__FD_SOCKET);
+    mgr__keeping_want(&k->polls[0], k->deaf ? -1 : MGR__FD_SOCKET);
     mgr__keeping_want(&k->polls[1], k->timer_fd);
     mgr__keeping_want(&k->polls[2], k->guard_gone ? -1 : k->guard_fd);
     mgr__keeping_want(&k->polls[3], k->host_dead ? -1 : k->host_fd);
@@ -10135,24 +10162,27 @@ static bool mgr__keeper_silent(mgr__keeper *k)
 
 static bool mgr__keeper_ended(int pidfd) { return pidfd >= 0 && mgr__process_poll_one(pidfd, POLLIN, 0) > 0; }
 
-/* What stands. A silent pair is killed: the keeper first, so that the guard, should
- * it be able to, sweeps; the guard too if it is the silent one, and then the keeper ends the work. */
+/* A silent keeper is killed, for the guard to sweep; a silent guard likewise, and
+ * the keeper ends the work. Where the other is gone already, the survivor alone
+ * can still do it: a guard is set going again, a keeper dies and takes its workers along. */
+static void mgr__keeper_silence(mgr__keeper *k)
+{
+    int64_t quarter = mgr__max64(500, k->page->lease_ms / 4);
+    bool keeper = mgr__process_now_ms() - MGR__LOAD(&k->page->keeper_beat) > quarter;
+    mgr__page_close(k->page);
+    if (mgr__keeper_ended(k->keeper_fd)) mgr__process_pidfd_kill(k->guard_fd, SIGCONT);
+    else mgr__process_pidfd_kill(keeper ? k->keeper_fd : k->guard_fd, SIGKILL);
+}
+
+/* What stands. To be called at least every quarter of the lease. */
 static mgr__keeper_status mgr__keeper_look(mgr__keeper *k)
 {
     const mgr__page *page = k->page;
-    bool guard_ended = mgr__keeper_ended(k->guard_fd);
+    bool silent = mgr__keeper_silent(k);
     if (MGR__LOAD(&page->swept) || MGR__LOAD(&page->work_dead)) return MGR__KEEPER_SWEPT;
-    if (k->ended || guard_ended || mgr__keeper_ended(k->keeper_fd) || MGR__LOAD(&page->keeper_gone)) {
-        if (guard_ended && mgr__keeper_silent(k)) mgr__process_pidfd_kill(k->keeper_fd, SIGKILL);
-        return MGR__KEEPER_DEAD;
-    }
-    if (mgr__keeper_silent(k)) {
-        int64_t quarter = mgr__max64(500, page->lease_ms / 4), now = mgr__process_now_ms();
-        bool keeper = now - MGR__LOAD(&page->keeper_beat) > quarter;
-        mgr__page_close(k->page);
-        mgr__process_pidfd_kill(keeper ? k->keeper_fd : k->guard_fd, SIGKILL);
-        return MGR__KEEPER_DEAD;
-    }
+    if (silent) mgr__keeper_silence(k);
+    if (silent || k->ended || MGR__LOAD(&page->keeper_gone)) return MGR__KEEPER_DEAD;
+    if (mgr__keeper_ended(k->guard_fd) || mgr__keeper_ended(k->keeper_fd)) return MGR__KEEPER_DEAD;
     return mgr__page_lease(page) == MGR__LEASE_CLOSED ? MGR__KEEPER_CLOSED : MGR__KEEPER_ALIVE;
 }
 
@@ -10185,7 +10215,7 @@ static void mgr__keeper_close(mgr__keeper *k)
     mgr__keeper_flush(k);
     mgr__process_close(k->fd);
     k->fd = -1;
-    bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->work_dead);
+    bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->swept);
     int64_t until = mgr__process_now_ms() + (soon ? MGR__KEEPER_CLOSE_MS : 50);
     while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
     mgr__keeper_drop(k);
@@ -10344,6 +10374,7 @@ static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';     /* one line, whatever a name holds */
     mgr__buf_clear(&m->error);
     mgr__buf_text(&m->error, text);
     return result;

@@ -17,7 +17,7 @@ export out
 cat >"$out/one.sh" <<'ONE'
 name=$(basename "$1"); log=$out/$name.log
 start=$(date +%s)
-case $name in e2e_*) seconds=240 ;; *) seconds=${TEST_TIMEOUT:-120} ;; esac
+case $name in e2e_*) seconds=240 ;; *) seconds=${TEST_TIMEOUT:-200} ;; esac
 limit=
 command -v timeout >/dev/null 2>&1 && limit="timeout -k 10 $seconds"
 $limit "$1" >"$log" 2>&1 </dev/null

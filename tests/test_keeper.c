@@ -87,6 +87,7 @@ static int worker(int argc, char **argv)
         if (!getcwd(cwd, sizeof cwd) || strcmp(cwd, "/")) return 23;
         return getpgrp() == getpid() ? 0 : 24;
     }
+    if (!strcmp(mode, "nested")) return getenv("MANAGER_CHILD") && strstr(getenv("MANAGER_CHILD"), ";123-4-5;") ? 0 : 9;
     if (!strcmp(mode, "uid")) return getuid() == 65534 && getgid() == 65534 ? 0 : 9;
     if (!strcmp(mode, "lock")) { hold_lock(arg); touch(argv[4] ? argv[4] : arg); for (;;) pause(); }
     if (!strcmp(mode, "stubborn")) { signal(SIGTERM, SIG_IGN); hold_lock(arg); for (;;) pause(); }
@@ -195,6 +196,17 @@ static void end_keeper(void)
     mgr__keeper_close(&keeper);
 }
 
+/* A child of ours by birth or adoption; 0: all of them. Bounded, unlike waitpid's own wait. */
+static void reap(pid_t pid)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    for (;;) {
+        pid_t got = waitpid(pid ? pid : -1, NULL, WNOHANG | __WALL);
+        if (got < 0 || (got && pid) || mgr__process_now_ms() > until) return;
+        if (got == 0) usleep(1000);
+    }
+}
+
 static char state_of(pid_t pid)
 {
     mgr__process p;
@@ -293,8 +305,13 @@ TEST(limits_are_refused_by_name)
     argv[0] = NULL;
     CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_INVALID);
     free(big);
-    c.isolate = MGR_ISOLATE_PIDNS;
     end_keeper();
+    mgr__buf text;
+    mgr__buf_init(&text, &heap, 4096);
+    c.isolate = MGR_ISOLATE_PIDNS;
+    CHECK_INT(mgr__keeper_open(&keeper, &heap, &c, &text), MGR_INVALID);
+    CHECK(strstr(mgr__buf_cstr(&text), "pidns") != NULL);
+    mgr__buf_free(&text);
 }
 
 TEST(no_lease_no_work_but_agents)
@@ -396,6 +413,30 @@ TEST(daemons_are_swept_before_empty)
     mgr__keeper_stop(&keeper, bystander, 0);
     CHECK(wait_state(bystander, MGR__WORKER_EMPTY));
     CHECK(!locked(scratch("b")));
+    end_keeper();
+}
+
+/* A manager run by a manager: its workers carry both names, so that either keeper knows them. */
+TEST(names_nest)
+{
+    mgr__keeper_config c = config_of(5000, 1000);
+    static const char *const env[] = { "MANAGER_CHILD=123-4-5;", "A=b", NULL };
+    const char *argv[] = { self_path, "--worker", "nested", NULL };
+    mgr__spawn s;
+    uint32_t slot;
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(5000);
+    memset(&s, 0, sizeof s);
+    s.argv = argv;
+    s.env = env;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK_INT(last[slot].status, 0);
+    mgr__keeper_free(&keeper, slot);
+    s.env = NULL;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK_INT(last[slot].status, 9);
     end_keeper();
 }
 
@@ -538,10 +579,10 @@ static trio manager_process(const mgr__keeper_config *c, int64_t lease_ms, const
 static void end_manager(trio t)
 {
     kill(t.manager, SIGKILL);
-    waitpid(t.manager, NULL, 0);
+    reap(t.manager);
     CHECK(wait_gone(t.keeper));
     CHECK(wait_gone(t.guard));
-    waitpid(t.guard, NULL, __WALL);     /* ours by adoption */
+    reap(t.guard);
 }
 
 TEST(manager_killed_words_in_order_after_the_work)
@@ -593,7 +634,7 @@ TEST(manager_killed_while_a_copy_of_it_lives)
     serve(&s, 3, scratch("m"), OK_ANSWER);
     check_words(&s);
     kill(copy, SIGKILL);
-    while (waitpid(-1, NULL, __WALL) > 0) { }       /* guard, copy and manager: all ours */
+    reap(0);        /* guard, copy and manager: all ours */
     close(ends[0]);
     close(ends[1]);
     close(s.fd);
@@ -730,7 +771,7 @@ TEST(guard_killed_keeper_ends_and_certifies)
     CHECK(wait_status(MGR__KEEPER_SWEPT));
     mgr__keeper_close(&keeper);
     CHECK(wait_gone(left));
-    waitpid(left, NULL, 0);
+    reap(left);
     close(s.fd);
 }
 
@@ -751,8 +792,8 @@ TEST(guard_and_keeper_killed_workers_die)
     CHECK(wait_status(MGR__KEEPER_DEAD));
     mgr__keeper_close(&keeper);
     CHECK(wait_gone(left));
-    waitpid(left, NULL, 0);
-    waitpid(last[slot].pid, NULL, 0);
+    reap(left);
+    reap(last[slot].pid);
 }
 
 TEST(silent_keeper_is_replaced)
@@ -762,6 +803,20 @@ TEST(silent_keeper_is_replaced)
     lease_for(60000);
     start("daemon", scratch("k"));
     CHECK(wait_locked(scratch("k"), true));
+    kill(keeper.page->keeper, SIGSTOP);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("k")));
+    mgr__keeper_close(&keeper);
+}
+
+TEST(both_frozen_are_replaced)
+{
+    mgr__keeper_config c = config_of(2000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(60000);
+    start("daemon", scratch("k"));
+    CHECK(wait_locked(scratch("k"), true));
+    kill(keeper.page->guard, SIGSTOP);
     kill(keeper.page->keeper, SIGSTOP);
     CHECK(wait_status(MGR__KEEPER_SWEPT));
     CHECK(!locked(scratch("k")));
@@ -829,7 +884,7 @@ TEST(close_without_dismissal_stops_and_certifies)
     serve(&s, 3, scratch("h"), OK_ANSWER);
     check_words(&s);
     CHECK(wait_gone(guard));
-    waitpid(guard, NULL, __WALL);
+    reap(guard);
     close(s.fd);
 }
 
@@ -845,7 +900,7 @@ TEST(keeper_as_a_command_of_its_own)
     CHECK(wait_state(slot, MGR__WORKER_EMPTY));
     CHECK(!locked(scratch("x")));
     end_keeper();
-    while (waitpid(-1, NULL, WNOHANG) > 0) { }     /* ours by adoption */
+    reap(0);        /* the guard is ours by adoption */
 }
 
 TEST(keeper_gives_the_hosts_memory_back)
@@ -937,6 +992,7 @@ int main(int argc, char **argv)
     RUN(worker_starts_clean);
     RUN(stop_is_polite_then_certain);
     RUN(daemons_are_swept_before_empty);
+    RUN(names_nest);
     RUN(two_hundred_quick_starts);
     RUN(lease_word_is_monotone_and_closes_for_good);
     RUN(manager_killed_words_in_order_after_the_work);
@@ -952,6 +1008,7 @@ int main(int argc, char **argv)
     RUN(guard_killed_keeper_ends_and_certifies);
     RUN(guard_and_keeper_killed_workers_die);
     RUN(silent_keeper_is_replaced);
+    RUN(both_frozen_are_replaced);
     RUN(host_sees_nothing_of_it);
     RUN(forked_child_of_the_host_only_frees);
     RUN(close_without_dismissal_stops_and_certifies);
