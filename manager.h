@@ -623,8 +623,10 @@ MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another 
 MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /* the same for draining */
 
 /* ---- health ----
- * partition NULL: a check of the whole instance. The state goes to a Consul TTL
- * check of the same id. */
+ * partition NULL: a check of the whole instance, for as long as that lives. Else of
+ * a partition that is assumed (MGR_STATE otherwise): give it in on_acquire; it ends
+ * with the partition. The state goes to a Consul TTL check whose id is the Consul
+ * service id, '/', and the check's id. A script runs first after one interval. */
 MGRAPI mgr_result mgr_check_script(mgr *m, const char *partition, const mgr_check *check);
 MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *check);
 MGRAPI mgr_result mgr_check_pass(mgr *m, const char *check_id, const char *note);
@@ -5668,6 +5670,15 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
     if (p->state == MGR__PART_UNLOCKING) p->key_index = p->seen_index;
 }
 
+/* The picture has overtaken the read: the holder's key changed after what was known
+ * when the read was sent, so that the release it tells of may be missing in it. */
+static bool mgr__part_outrun(const mgr__cluster *c, const mgr__part *p, uint64_t sent_index)
+{
+    const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
+    if (!p->held || c->picture.index <= sent_index) return false;
+    return !holder || holder->modify_index > sent_index;
+}
+
 /* A get of a missing key fails, and with it the transaction: that is its answer;
  * the others are asked again. */
 static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -5678,8 +5689,10 @@ static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         return;
     }
     if (a->outcome != MGR__OUTCOME_OK) { c->not_before = now + mgr__cluster_backoff(c, 1); return; }
-    for (size_t i = 0; i < e->request.op_count; i++)
+    for (size_t i = 0; i < e->request.op_count; i++) {
         mgr__cluster_read_part(c, e->parts[i], mgr__answer_last(a, e->request.ops[i].key), now);
+        if (mgr__part_outrun(c, e->parts[i], e->index_max)) e->parts[i]->stale = true;
+    }
 }
 
 static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
@@ -8810,6 +8823,14 @@ static void mgr__page_close(mgr__page *page)
     if (was != MGR__LEASE_CLOSED) MGR__STORE(&page->closed_until, was);
 }
 
+/* The same unless the lease was extended since it was read: true if it is closed now. */
+static bool mgr__page_close_if(mgr__page *page, int64_t word)
+{
+    if (!__atomic_compare_exchange_n(&page->lease, &word, MGR__LEASE_CLOSED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return word == MGR__LEASE_CLOSED;
+    if (word != MGR__LEASE_CLOSED) MGR__STORE(&page->closed_until, word);
+    return true;
+}
+
 static bool mgr__page_extend(mgr__page *page, int64_t until)
 {
     int64_t word = mgr__page_lease(page);
@@ -9303,9 +9324,8 @@ static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
     }
 }
 
-static int64_t mgr__keeping_stop_due(const mgr__keeping *k)
+static int64_t mgr__keeping_stop_due(const mgr__keeping *k, int64_t word)
 {
-    int64_t word = mgr__page_lease(k->page);
     if (!mgr__page_open(word)) return MGR__NEVER;
     return word - (int64_t)k->page->stop_grace_ms - mgr__page_early(k->page, k->late);
 }
@@ -9315,7 +9335,7 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
 {
     int64_t due = now + mgr__page_beat_ms(k->page);
     if (k->phase == MGR__PHASE_WORDS) return now;
-    if (k->phase == MGR__PHASE_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k));
+    if (k->phase == MGR__PHASE_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k, mgr__page_lease(k->page)));
     if (k->sweep) due = mgr__min64(due, k->sweep_at);
     if (k->phase == MGR__PHASE_STOP && k->stop_at > now) due = mgr__min64(due, k->stop_at);
     for (uint32_t i = 0; i < k->high; i++) {
@@ -9414,10 +9434,10 @@ static void mgr__keeping_speak(mgr__keeping *k)
 
 /* ---- the keeper process: from lease to end ---- */
 
-/* The word is closed first, then the first signal goes out. */
+/* The word has been closed; only now does the first signal go out. */
 static void mgr__keeping_begin_stop(mgr__keeping *k, int64_t stop_at, int64_t now)
 {
-    mgr__page_close(k->page);
+    MGR_ASSERT(mgr__page_lease(k->page) == MGR__LEASE_CLOSED);
     k->phase = MGR__PHASE_STOP;
     k->stop_at = stop_at;
     k->poke = true;
@@ -9428,14 +9448,16 @@ static void mgr__keeping_begin_stop(mgr__keeping *k, int64_t stop_at, int64_t no
     }
 }
 
-/* Whatever ends the right to work: the lease, the manager, the guard, a closed word. */
+/* Whatever ends the right to work: the lease, the manager, the guard, a closed word.
+ * A lease that is extended at the last moment goes on. */
 static void mgr__keeping_watch(mgr__keeping *k, int64_t now)
 {
-    int64_t word = mgr__page_lease(k->page), was = MGR__LOAD(&k->page->closed_until);
-    bool over = now >= mgr__keeping_stop_due(k);
-    if (!over && word != MGR__LEASE_CLOSED && !k->manager_gone && !k->guard_gone && !MGR__LOAD(&k->page->dismissed)) return;
-    int64_t grace = now + k->page->stop_grace_ms;
-    int64_t until = mgr__page_open(word) ? word : mgr__page_open(was) ? was : grace;
+    int64_t word = mgr__page_lease(k->page), grace = now + k->page->stop_grace_ms;
+    bool gone = k->manager_gone || k->guard_gone || MGR__LOAD(&k->page->dismissed);
+    if (gone) mgr__page_close(k->page);
+    else if (word != MGR__LEASE_CLOSED && (now < mgr__keeping_stop_due(k, word) || !mgr__page_close_if(k->page, word))) return;
+    int64_t was = MGR__LOAD(&k->page->closed_until);
+    int64_t until = mgr__page_open(was) ? was : mgr__page_open(word) ? word : grace;
     mgr__keeping_begin_stop(k, mgr__min64(grace, until - mgr__page_early(k->page, k->late)), now);
 }
 
@@ -10304,6 +10326,7 @@ typedef struct mgr__check {
     mgr_check  check;
     const char *partition;      /* NULL: of the whole instance */
     bool       script, registered, update_due, told;
+    bool       ended;           /* its partition is released: to be deregistered, then forgotten */
     int        status;          /* 0 pass, 1 warning, 2 critical */
     int64_t    due_at;          /* script: next run; TTL: when it turns critical */
     int64_t    poll_at;         /* by_worker */
@@ -10313,7 +10336,7 @@ typedef struct mgr__check {
 
 typedef struct mgr__post { void (*fn)(mgr *m, void *arg); void *arg; int ready; } mgr__post;
 
-typedef enum mgr__side_kind { MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN } mgr__side_kind;
+typedef enum mgr__side_kind { MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_DEREGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN } mgr__side_kind;
 
 struct mgr {
     mgr__heap     heap;
@@ -10783,12 +10806,14 @@ static bool mgr__work_empty(const mgr *m, const mgr__work *work)
 static void mgr__note_in_process(mgr *m)
 {
     bool any = false;
-    for (size_t i = 0; i < m->work_count; i++) any = any || m->works[i]->in_process;
+    for (size_t i = 0; i < m->work_count; i++) any = any || m->works[i]->in_process || m->works[i]->starting;
     if (m->have_keeper) mgr__keeper_in_process(&m->keeper, any);
 }
 
 static void mgr__work_free(mgr *m, mgr__work *work)
 {
+    for (size_t i = 0; i < m->check_count; i++)
+        if (m->checks[i]->partition && strcmp(m->checks[i]->partition, work->part->name.at) == 0) m->checks[i]->ended = true;
     for (size_t i = m->proc_count; i > 0; i--) if (m->procs[i - 1]->work == work) mgr__proc_free(m, m->procs[i - 1]);
     for (size_t i = 0; i < m->work_count; i++) if (m->works[i] == work) { m->works[i] = m->works[--m->work_count]; break; }
     work->part->work = NULL;
@@ -10860,6 +10885,7 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     work->grant = grant;
     work->starting = true;
     part->work = work;
+    mgr__note_in_process(m);        /* before the program can begin anything: the keeper must not certify past it */
     mgr_answer answer = MGR_DONE;
     m->inside++;
     if (m->desc.on_acquire) answer = m->desc.on_acquire(m, part->name.at, grant, m->desc.user);
@@ -11029,7 +11055,7 @@ static void mgr__renew_keeper(mgr *m)
 {
     mgr__unwatch_keeper(m, &m->keeper_fd);
     if (m->have_keeper) {
-        if (mgr__keeper_look(&m->keeper) == MGR__KEEPER_ALIVE) mgr__keeper_dismiss(&m->keeper);
+        mgr__keeper_dismiss(&m->keeper);
         mgr__keeper_close(&m->keeper);
     }
     m->have_keeper = mgr__make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
@@ -11141,6 +11167,14 @@ static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
     r->body = mgr__request_keep(r, &out);
 }
 
+static void mgr__check_forget(mgr *m, mgr__check *check)
+{
+    for (size_t i = 0; i < m->check_count; i++) if (m->checks[i] == check) { m->checks[i] = m->checks[--m->check_count]; break; }
+    if (check->proc) check->proc->check = NULL;
+    mgr__arena_free(&check->arena);
+    mgr__free(&m->heap, check);
+}
+
 static bool mgr__side_next(mgr *m, int64_t now)
 {
     mgr__request *r = &m->side;
@@ -11155,6 +11189,13 @@ static bool mgr__side_next(mgr *m, int64_t now)
     for (size_t i = 0; i < m->check_count; i++) {
         mgr__check *check = m->checks[i];
         m->side_check = check;
+        if (check->ended && !check->registered) { mgr__check_forget(m, check); i--; continue; }
+        if (check->ended) {
+            m->side_kind = MGR__SIDE_CHECK_DEREGISTER;
+            r->ask = MGR__ASK_CHECK_DEREGISTER;
+            r->name = mgr__check_consul_id(m, r, check);
+            return true;
+        }
         if (!check->registered) { m->side_kind = MGR__SIDE_CHECK_REGISTER; mgr__side_register(m, r, check); return true; }
         if (check->update_due && !check->check.by_worker) {
             m->side_kind = MGR__SIDE_CHECK_UPDATE;
@@ -11209,6 +11250,7 @@ static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
     switch (kind) {
     case MGR__SIDE_JOIN: if (ok) { mgr__free(&m->heap, m->join_address); m->join_address = NULL; } break;
     case MGR__SIDE_CHECK_REGISTER: check->registered = ok; break;
+    case MGR__SIDE_CHECK_DEREGISTER: if (ok || a->outcome == MGR__OUTCOME_NOT_FOUND) check->registered = false; break;
     case MGR__SIDE_CHECK_UPDATE:
         if (ok) check->update_due = false;
         else if (a->outcome == MGR__OUTCOME_UNKNOWN) check->registered = false;     /* 500: the agent does not know the check */
@@ -11313,6 +11355,7 @@ static void mgr__run_checks(mgr *m, int64_t now)
 static int64_t mgr__next_time(mgr *m, int64_t now)
 {
     int64_t at = mgr__cluster_next(&m->cluster, now);
+    if (m->have_keeper) at = mgr__min64(at, now + m->desc.lease_ms / 5);    /* a silent keeper is noticed by looking */
     for (int i = 0; i < MGR__LANE_COUNT; i++) at = mgr__min64(at, mgr__http_deadline(&m->http[i]));
     for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->restart_at) at = mgr__min64(at, m->procs[i]->restart_at);
     for (size_t i = 0; i < m->work_count; i++) if (m->works[i]->kill_at) at = mgr__min64(at, m->works[i]->kill_at);
@@ -11439,6 +11482,8 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     *d = *given;
     if (d->_start_canary || d->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
     if (!d->service_name && !d->service_id) return mgr__fail(m, MGR_INVALID, "service_name is missing");
+    if (d->tag_count && !d->tags) return mgr__fail(m, MGR_INVALID, "tags is NULL, and tag_count is %lu", (unsigned long)d->tag_count);
+    if (d->partition_count && !d->partitions) return mgr__fail(m, MGR_INVALID, "partitions is NULL, and partition_count is %lu", (unsigned long)d->partition_count);
     d->service_id = mgr__desc_text(m, given->service_id ? given->service_id : given->service_name);
     d->service_name = mgr__desc_text(m, given->service_name ? given->service_name : given->service_id);
     memset(host, 0, sizeof host);
@@ -11532,7 +11577,8 @@ static mgr_result mgr__open_parts(mgr *m, const mgr_desc *desc)
 
 MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
 {
-    mgr__heap heap = mgr__heap_make(&desc->allocator);
+    if (!out) return MGR_INVALID;
+    mgr__heap heap = mgr__heap_make(desc ? &desc->allocator : NULL);
     mgr *m = (mgr *)mgr__alloc(&heap, sizeof *m);
     *out = m;
     if (!m) return MGR_NO_MEMORY;
@@ -11546,7 +11592,7 @@ MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
     m->keeper_fd = m->agent_keeper_fd = m->signal_fd = -1;
     m->loop.wake_read = m->loop.wake_write = m->loop.timer = m->loop.epoll = -1;
     for (int i = 0; i < MGR__LANE_COUNT; i++) m->http[i].fd = -1;
-    mgr_result result = mgr__open_parts(m, desc);
+    mgr_result result = desc ? mgr__open_parts(m, desc) : mgr__fail(m, MGR_INVALID, "a mgr_desc is needed");
     m->opened = result == MGR_OK;
     return result;
 }
@@ -11564,7 +11610,7 @@ static mgr_result mgr__may_step(mgr *m)
     if (!m || !m->opened) return MGR_INVALID;
     if (mgr__forked(m)) return MGR_FORKED;
     if (m->inside) return MGR_REENTRANT;
-    return MGR_OK;
+    return m->desc.observer ? mgr__fail(m, MGR_NOT_MEMBER, "an observer has nothing to step: its calls wait by themselves") : MGR_OK;
 }
 
 MGRAPI mgr_result mgr_step(mgr *m, int timeout_ms)
@@ -11607,7 +11653,8 @@ MGRAPI mgr_result mgr_dispatch(mgr *m, const struct pollfd *fds, size_t fd_count
 
 MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *, void *), void *arg)
 {
-    if (!m || !fn) return MGR_INVALID;
+    if (!m || !m->opened || !fn) return MGR_INVALID;
+    if (mgr__forked(m)) return MGR_FORKED;      /* its wake-up would reach the parent */
     uint32_t head = __atomic_load_n(&m->post_head, __ATOMIC_ACQUIRE);
     do {
         if (head - __atomic_load_n(&m->post_tail, __ATOMIC_ACQUIRE) >= MGR__POST_COUNT_MAX) return MGR_LIMIT;
@@ -11622,7 +11669,7 @@ MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *, void *), void *arg)
 
 MGRAPI void mgr_leave(mgr *m)
 {
-    if (!m || !m->opened) return;
+    if (!m || !m->opened || mgr__forked(m)) return;
     __atomic_add_fetch(&m->leave_count, 1, __ATOMIC_SEQ_CST);
     mgr__loop_wake(&m->loop);
 }
@@ -11631,7 +11678,7 @@ MGRAPI void mgr_leave(mgr *m)
  * stops the work, certifies, destroys the session. */
 static void mgr__end_keeper(mgr *m)
 {
-    if (!m->cluster.life[0] && mgr__keeper_look(&m->keeper) == MGR__KEEPER_ALIVE) mgr__keeper_dismiss(&m->keeper);
+    if (!m->cluster.life[0]) mgr__keeper_dismiss(&m->keeper);
     mgr__keeper_close(&m->keeper);
 }
 
@@ -11948,6 +11995,8 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     if (given->_start_canary || given->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
     if (script && (!given->argv || !given->argv[0])) return mgr__fail(m, MGR_INVALID, "a script check needs argv");
     if (!script && !given->ttl_ms) return mgr__fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
+    mgr__work *work = mgr__work_find(m, partition);
+    if (partition && (!work || work->stopping)) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance: its checks are given in on_acquire, and end with it", partition);
     if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
     void *items = m->checks;
     mgr__check *check = (mgr__check *)mgr__alloc(&m->heap, sizeof *check);

@@ -18,7 +18,7 @@
 enum {
     SIM_INSTANCES_MAX = 7, SIM_PARTS_MAX = 24, SIM_MESSAGES_MAX = 4096,
     SIM_LEASE_MS = 3000, SIM_MARGIN_MS = 900, SIM_DELAY_MS = 4000, SIM_GRACE_MS = 1000,
-    SIM_TTL_MS = 10000, SIM_FAULTS_MS = 60000, SIM_HEAL_MS = 60000
+    SIM_TTL_MS = 10000, SIM_CALM_MS = 8000, SIM_CALM_GAP_MS = 700, SIM_FAULTS_MS = 60000, SIM_HEAL_MS = 60000
 };
 
 typedef struct sim_answer {     /* an answer under way: a deep copy */
@@ -67,13 +67,16 @@ typedef struct sim {
     char         part_names[SIM_PARTS_MAX][8];
     const char  *part_list[SIM_PARTS_MAX];
     uint64_t     top_fence[SIM_PARTS_MAX];
+    int64_t      ended_at[SIM_PARTS_MAX];   /* when its last work ended */
+    bool         calm;                  /* no faults but planned leaves and killed managers, one at a time: nobody may dawdle */
+    int64_t      disturbed_at;
     sim_message  messages[SIM_MESSAGES_MAX];
     int          message_high;
     int64_t      stall_until;           /* the servers have no leader */
     bool         faults, trace;
     /* rates, per run: mean ms between two of a kind; 0: never */
     uint32_t     every_crash, every_host_death, every_freeze, every_cut, every_destroy, every_delete, every_stall, every_leave, every_evict;
-    uint32_t     lose_per_mille, late_per_mille, slow_ms;
+    uint32_t     lose_per_mille, late_per_mille, slow_ms, watch_lag_ms;
     uint64_t     starts, crashes, handovers;
     const char  *bad;
     char         bad_text[300];
@@ -280,7 +283,7 @@ static bool sim_busy(const sim_instance *in)
 static void sim_end_work(sim *s, sim_instance *in, int p, int64_t within)
 {
     if (!in->work[p].alive) return;
-    int64_t natural = sim_chance(s, 800) ? sim_below(s, 200) : SIM_LEASE_MS * 3;    /* some ignore SIGTERM */
+    int64_t natural = s->calm || sim_chance(s, 800) ? sim_below(s, 200) : SIM_LEASE_MS * 3;    /* some ignore SIGTERM */
     int64_t at = s->now + (natural < within ? natural : within + sim_below(s, SIM_MARGIN_MS * 8 / 10));
     if (at < in->work[p].dies_at) in->work[p].dies_at = at;
 }
@@ -332,6 +335,8 @@ static void sim_begin_work(sim *s, sim_instance *in, mgr__part *part)
     for (int i = 0; i < s->instance_count; i++)
         if (s->in[i].work[p].alive) sim_fail(s, "two owners: another one works", s->in[i].id, part->name.at);
     if (part->fence <= s->top_fence[p]) sim_fail(s, "a fence did not grow", in->id, part->name.at);
+    if (s->calm && s->ended_at[p] > 0 && s->now - s->ended_at[p] > SIM_CALM_GAP_MS && s->now - s->disturbed_at < SIM_CALM_MS)
+        sim_fail(s, "a hand-over took too long though all was well", in->id, part->name.at);
     if (in->closed) { return; }     /* the keeper starts nothing once it has closed: reported gone when asked to stop */
     s->top_fence[p] = part->fence;
     in->work[p].alive = true;
@@ -472,7 +477,7 @@ static void sim_message_step(sim *s, sim_message *m)
         bool held = m->for_watch && m->request.index && dc_prefix_index(&s->store, m->request.key) <= m->request.index && s->now < m->wait_until;
         if (held) return;
         sim_apply(s, m);
-        if (m->answer_at != MGR__NEVER) m->answer_at = s->now + sim_latency(s);
+        if (m->answer_at != MGR__NEVER) m->answer_at = s->now + sim_latency(s) + (m->for_watch && s->watch_lag_ms ? sim_below(s, s->watch_lag_ms) : 0);
         else { sim_drop_message(m); return; }
     }
     if (m->apply_at == MGR__NEVER) { sim_drop_message(m); return; }
@@ -502,6 +507,7 @@ static void sim_work_step(sim *s, int index)
     for (int p = 0; p < s->part_count; p++) {
         if (!in->work[p].alive || s->now < in->work[p].dies_at) continue;
         in->work[p].alive = false;
+        s->ended_at[p] = s->now;
         sim_say(s, "%s ends %d", in->id, p);
         any = true;
     }
@@ -557,8 +563,21 @@ static void sim_delete_key(sim *s)
     sim_say(s, "someone deletes %s", key);
 }
 
+/* One instance at a time leaves or loses its manager; the first one stays. */
+static void sim_disturb(sim *s)
+{
+    int i = 1 + (int)sim_below(s, (uint32_t)s->instance_count - 1);
+    if (s->now < 12000 || s->now - s->disturbed_at < SIM_CALM_MS || !s->in[i].core_alive) return;
+    s->disturbed_at = s->now;
+    if (sim_chance(s, 500)) { sim_say(s, "%s manager killed", s->in[i].id); sim_core_dies(s, i); return; }
+    mgr__cluster_leave(&s->in[i].core);
+    sim_pump(s, i);
+}
+
 static void sim_make_faults(sim *s)
 {
+    if (s->calm) { sim_disturb(s); return; }
+
     int i = (int)sim_below(s, (uint32_t)s->instance_count);
     sim_instance *in = &s->in[i];
     if (!in->exists) return;
@@ -583,6 +602,7 @@ static void sim_heal(sim *s)
     s->faults = false;
     s->stall_until = 0;
     s->slow_ms = 20;
+    s->watch_lag_ms = 0;
     for (int i = 0; i < s->instance_count; i++) {
         s->in[i].cut_until = 0;
         if (s->in[i].frozen) s->in[i].thaw_at = s->now;
@@ -633,6 +653,9 @@ static void sim_setup(sim *s, uint64_t seed)
     s->lose_per_mille = sim_chance(s, 500) ? sim_below(s, 60) : 0;
     s->late_per_mille = sim_chance(s, 500) ? sim_below(s, 60) : 0;
     s->slow_ms = sim_chance(s, 500) ? 20 : sim_below(s, 2500);
+    s->watch_lag_ms = sim_chance(s, 500) ? 0 : sim_below(s, 5000);
+    s->calm = sim_chance(s, 200);
+    if (s->calm) { s->lose_per_mille = s->late_per_mille = 0; s->slow_ms = 20; s->watch_lag_ms = 30; }
     for (int i = 0; i < s->instance_count; i++) {
         sim_instance *in = &s->in[i];
         snprintf(in->id, sizeof in->id, "i%d", i);

@@ -19,7 +19,17 @@ skip() { echo "skip $1: $2"; skipped=$((skipped + 1)); }
 
 # code FILE: one line "section|number|text" for each line, comments blanked and
 # literals emptied. A section starts at its banner: a rule, then "* [tag] Title".
+# manager.h is read once for all checks.
 code() {
+    if [ "$1" = manager.h ]; then
+        [ -s "$tmp/manager.code" ] || read_code manager.h >"$tmp/manager.code"
+        cat "$tmp/manager.code"
+    else
+        read_code "$1"
+    fi
+}
+
+read_code() {
     awk '
     function strip(s,    out, i, c, two) {
         out = ""

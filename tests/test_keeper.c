@@ -434,6 +434,7 @@ TEST(names_nest)
     CHECK_INT(last[slot].status, 0);
     mgr__keeper_free(&keeper, slot);
     s.env = NULL;
+    memset(last, 0, sizeof last);
     CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
     CHECK(wait_state(slot, MGR__WORKER_EMPTY));
     CHECK_INT(last[slot].status, 9);

@@ -1,0 +1,1865 @@
+/* [cluster]: the model (sets, members, markers, pictures), the setter that puts a
+ * set in force, and the core, driven by hand against devconsul's pure store.
+ *
+ * The executor here is as small as can be: it serves requests 5 ms after they were
+ * sent, unless a test holds or loses them; work ends at once when told to, unless a
+ * test keeps it. At each start it checks that nobody else works on the partition
+ * and that the fence has grown (invariant 1), whatever the test is about. */
+#define MANAGER_IMPLEMENTATION
+#include "manager.h"
+#include "../examples/devconsul.h"
+#include "test.h"
+
+enum { LEASE_MS = 3000, MARGIN_MS = 900, GRACE_MS = 1000, DELAY_MS = 4000, TTL_MS = 10000, STEP_MS = 5, BOXES = 4, WORKS = 40 };
+
+typedef struct work { char name[16]; uint64_t fence; bool alive; } work;
+
+typedef struct box {            /* one instance: a core and its executor */
+    mgr__cluster core;
+    mgr__heap    heap;
+    bool         alive, keeps_work, closed;
+    bool         blocked[MGR__LANE_COUNT];      /* requests of this lane stay unanswered */
+    mgr__task    hold;                          /* so do those of this task */
+    char         id[16];
+    int64_t      lease, wake;
+    mgr_result   result;                        /* once it has left */
+    work         works[WORKS];
+    mgr__buf     log, asked;                    /* what it did, and asked, line by line */
+} box;
+
+typedef struct world {
+    mgr__heap heap;
+    dc_store  store;
+    int64_t   now;
+    box       boxes[BOXES];
+    mgr__kv   kvs[512];
+    uint64_t  top_fence[WORKS];                 /* by the partition's number */
+} world;
+
+static world *the_world(void)
+{
+    world *w = (world *)calloc(1, sizeof *w);
+    if (!w) abort();
+    w->heap = mgr__heap_make(NULL);
+    w->now = 100000;
+    dc_open(&w->store, &w->heap, 5);
+    return w;
+}
+
+static void world_end(world *w)
+{
+    for (int i = 0; i < BOXES; i++) {
+        box *b = &w->boxes[i];
+        if (b->alive) mgr__cluster_close(&b->core);
+        if (b->log.heap) mgr__buf_free(&b->log);
+        if (b->asked.heap) mgr__buf_free(&b->asked);
+    }
+    dc_close(&w->store);
+    free(w);
+}
+
+/* ---- the store, by hand ---- */
+
+static mgr__op op_of(mgr__verb verb, const char *key, const char *value, const char *session, uint64_t index)
+{
+    mgr__op op;
+    op.verb = verb;
+    op.key = mgr__str_of(key);
+    op.value = mgr__str_of(value);
+    op.session = mgr__str_of(session);
+    op.index = index;
+    return op;
+}
+
+static bool store_do(world *w, mgr__verb verb, const char *key, const char *value, const char *session, uint64_t index)
+{
+    char whole[200];
+    uint32_t failed[MGR__TXN_OPS_MAX];
+    size_t count = 8, failed_count;
+    snprintf(whole, sizeof whole, "manager/svc/%s", key);
+    mgr__op op = op_of(verb, whole, value, session, index);
+    return dc_txn(&w->store, w->now, &op, 1, w->kvs, &count, failed, &failed_count);
+}
+
+static void put(world *w, const char *key, const char *value) { CHECK(store_do(w, MGR__SET, key, value, "", 0)); }
+
+/* The key's entry; modify_index 0: there is none. */
+static mgr__kv look(world *w, const char *key)
+{
+    mgr__kv none;
+    memset(&none, 0, sizeof none);
+    return store_do(w, MGR__GET, key, "", "", 0) ? w->kvs[0] : none;
+}
+
+static bool value_has(world *w, const char *key, const char *part)
+{
+    mgr__kv kv = look(w, key);
+    for (size_t i = 0; kv.modify_index && i + strlen(part) <= kv.value.len; i++) if (memcmp(kv.value.at + i, part, strlen(part)) == 0) return true;
+    return false;
+}
+
+static void remove_key(world *w, const char *key) { CHECK(store_do(w, MGR__DELETE_CAS, key, "", "", look(w, key).modify_index)); }
+
+static void session_of(world *w, const char *name, char id[40])
+{
+    const char *made = dc_session_create(&w->store, w->now, mgr__str_of(name), 60000, 0, NULL, 0);
+    CHECK(made != NULL);
+    mgr__copy_text(id, 40, mgr__str_of(made));
+}
+
+/* ---- what the servers do with a request ---- */
+
+static void apply_register(world *w, const mgr__request *r)
+{
+    dc_service_desc service;
+    dc_check_desc check;
+    memset(&service, 0, sizeof service);
+    memset(&check, 0, sizeof check);
+    service.id = service.name = r->name;
+    service.address = service.tags = service.meta = check.notes = mgr__str_of("");
+    dc_service_register(&w->store, w->now, &service);
+    check.id = check.name = check.service_id = r->name;
+    check.ttl_ms = DELAY_MS + 2000;
+    dc_check_register(&w->store, w->now, &check);
+}
+
+static void apply_sessions(world *w, mgr__answer *a)
+{
+    a->kvs = w->kvs;
+    for (; a->kv_count < dc_session_count(&w->store) && a->kv_count < MGR__COUNT(w->kvs); a->kv_count++) {
+        memset(&w->kvs[a->kv_count], 0, sizeof w->kvs[0]);
+        w->kvs[a->kv_count].key = mgr__str_of(dc_session_at(&w->store, a->kv_count)->name);
+        w->kvs[a->kv_count].session = mgr__str_of(dc_session_at(&w->store, a->kv_count)->id);
+    }
+}
+
+/* The answer's views live until the store's next change. */
+static mgr__answer apply(world *w, const mgr__request *r)
+{
+    mgr__answer a;
+    memset(&a, 0, sizeof a);
+    a.text = a.session = a.node = mgr__str_of("");
+    switch (r->ask) {
+    case MGR__ASK_TXN: {
+        size_t count = MGR__COUNT(w->kvs);
+        bool done = dc_txn(&w->store, w->now, r->ops, r->op_count, w->kvs, &count, a.failed, &a.failed_count);
+        a.outcome = done ? MGR__OUTCOME_OK : MGR__OUTCOME_CONFLICT;
+        if (done) { a.kvs = w->kvs; a.kv_count = count; }
+        break;
+    }
+    case MGR__ASK_WATCH: case MGR__ASK_LIST:
+        a.kvs = w->kvs;
+        a.kv_count = dc_list(&w->store, r->key, w->kvs, MGR__COUNT(w->kvs));
+        a.index = dc_prefix_index(&w->store, r->key);
+        break;
+    case MGR__ASK_SESSION_CREATE: {
+        const char *id = dc_session_create(&w->store, w->now, r->name, r->session_ttl_ms, 0, &r->check_id, 1);
+        a.outcome = id ? MGR__OUTCOME_OK : MGR__OUTCOME_UNKNOWN;
+        a.session = mgr__str_of(id);
+        break;
+    }
+    case MGR__ASK_SESSION_RENEW: a.outcome = dc_session_renew(&w->store, w->now, r->session) ? MGR__OUTCOME_OK : MGR__OUTCOME_NOT_FOUND; break;
+    case MGR__ASK_SESSION_DESTROY: dc_session_destroy(&w->store, w->now, r->session); break;
+    case MGR__ASK_SESSION_LIST: apply_sessions(w, &a); break;
+    case MGR__ASK_AGENT_SELF: a.node = mgr__str_of("node"); break;
+    case MGR__ASK_SERVICE_REGISTER: apply_register(w, r); break;
+    case MGR__ASK_SERVICE_DEREGISTER: case MGR__ASK_CATALOG_DEREGISTER: dc_service_deregister(&w->store, w->now, r->name); break;
+    case MGR__ASK_CHECK_UPDATE: a.outcome = dc_check_update(&w->store, w->now, r->name, DC_PASSING, mgr__str_of("")) ? MGR__OUTCOME_OK : MGR__OUTCOME_UNKNOWN; break;
+    case MGR__ASK_AGENT_JOIN: case MGR__ASK_CHECK_REGISTER: case MGR__ASK_CHECK_DEREGISTER: case MGR__ASK_CHECK_LIST: break;
+    }
+    return a;
+}
+
+/* ---- the executor ---- */
+
+static void box_write_down(box *b, const mgr__request *r)
+{
+    static const char *const asks[] = { "txn", "watch", "list", "create", "renew", "destroy", "sessions", "self", "agent-join", "register", "deregister", "catalog-deregister", "", "", "pass", "" };
+    static const char *const verbs[] = { "set", "cas", "lock", "unlock", "delete", "check-index", "check-session", "absent", "get", "get-tree" };
+    mgr__buf_text(&b->asked, asks[r->ask]);
+    for (size_t i = 0; i < r->op_count; i++) {
+        mgr__str key = mgr__str_skip(r->ops[i].key, strlen("manager/svc/"));
+        mgr__buf_printf(&b->asked, " %s %.*s;", verbs[r->ops[i].verb], (int)key.len, key.at);
+    }
+    if (r->session.len) mgr__buf_printf(&b->asked, " %.*s", (int)r->session.len, r->session.at);
+    mgr__buf_char(&b->asked, '\n');
+}
+
+static work *box_work(box *b, const char *name)
+{
+    int at = atoi(name);
+    return &b->works[at >= 0 && at < WORKS ? at : 0];
+}
+
+static void box_pump(world *w, box *b);
+
+static void box_gone(world *w, box *b, const char *name)
+{
+    mgr__part *part = mgr__cluster_part(&b->core, mgr__str_of(name));
+    CHECK(part != NULL);
+    box_work(b, name)->alive = false;
+    if (part) mgr__cluster_gone(&b->core, part);
+    box_pump(w, b);
+}
+
+static void box_begin(world *w, box *b, mgr__part *part)
+{
+    work *mine = box_work(b, part->name.at);
+    mgr__buf_printf(&b->log, "begin %s\n", part->name.at);
+    for (int i = 0; i < BOXES; i++)
+        if (box_work(&w->boxes[i], part->name.at)->alive) { printf("partition %s: %s starts, and %s works\n", part->name.at, b->id, w->boxes[i].id); CHECK(!"two owners"); }
+    if (part->fence <= w->top_fence[mine - b->works]) CHECK(!"a fence did not grow");
+    w->top_fence[mine - b->works] = part->fence;
+    mine->alive = true;
+    mine->fence = part->fence;
+}
+
+static void box_stop(box *b, const mgr__action *a)
+{
+    const char *name = a->part->name.at;
+    if (a->kind == MGR__ACT_WORK_KILL) mgr__buf_printf(&b->log, "kill %s\n", name);
+    else mgr__buf_printf(&b->log, "stop %s within %u\n", name, (unsigned)a->ms);
+    if (b->keeps_work && box_work(b, name)->alive) return;
+    box_work(b, name)->alive = false;
+    mgr__cluster_gone(&b->core, a->part);
+}
+
+static void box_act(world *w, box *b, const mgr__action *a)
+{
+    switch (a->kind) {
+    case MGR__ACT_REQUEST: box_write_down(b, &b->core.errands[a->lane].request); break;
+    case MGR__ACT_WORK_BEGIN: box_begin(w, b, a->part); break;
+    case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL: box_stop(b, a); break;
+    case MGR__ACT_LEASE:
+        if (b->closed) mgr__cluster_over(&b->core, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", w->now);
+        else b->lease = a->at;
+        break;
+    case MGR__ACT_LIFE: mgr__buf_text(&b->log, "life\n"); break;
+    case MGR__ACT_FRESH_KEEPER: mgr__buf_text(&b->log, "fresh\n"); b->closed = false; mgr__cluster_ready(&b->core); break;
+    case MGR__ACT_EVENT: mgr__buf_printf(&b->log, "%s: %s\n", mgr_event_word(a->event), a->text); break;
+    case MGR__ACT_LEFT: b->alive = false; b->result = a->result; break;
+    }
+}
+
+static void box_pump(world *w, box *b)
+{
+    mgr__cluster *c = &b->core;
+    do {
+        mgr__cluster_pump(c, w->now);
+        for (size_t i = 0; i < c->action_count && b->alive; i++) { mgr__action a = c->actions[i]; box_act(w, b, &a); }
+        c->action_count = 0;
+        if (b->alive) mgr__cluster_pump(c, w->now);
+    } while (b->alive && c->action_count && !c->failed);
+    if (!b->alive) { mgr__cluster_close(c); return; }
+    b->wake = mgr__cluster_next(c, w->now);
+}
+
+static mgr__answer answer_of(mgr__outcome outcome)
+{
+    mgr__answer a;
+    memset(&a, 0, sizeof a);
+    a.outcome = outcome;
+    a.text = a.session = a.node = mgr__str_of("");
+    return a;
+}
+
+static void box_answer(world *w, box *b, mgr__lane lane, const mgr__answer *a)
+{
+    mgr__cluster_answer(&b->core, lane, a, w->now);
+    box_pump(w, b);
+}
+
+static void box_serve(world *w, box *b, mgr__lane lane)
+{
+    mgr__errand *e = &b->core.errands[lane];
+    if (!b->alive || !e->out || b->blocked[lane] || (b->hold && e->task == b->hold)) return;
+    const mgr__request *r = &e->request;
+    bool waits = r->ask == MGR__ASK_WATCH && r->index && dc_prefix_index(&w->store, r->key) <= r->index;
+    if (waits && w->now < e->sent_at + (int64_t)r->wait_ms) return;
+    mgr__answer a = apply(w, r);
+    box_answer(w, b, lane, &a);
+}
+
+static void run(world *w, int64_t ms)
+{
+    for (int64_t until = w->now + ms; w->now < until; w->now += STEP_MS) {
+        dc_tick(&w->store, w->now);
+        for (int i = 0; i < BOXES; i++) {
+            box *b = &w->boxes[i];
+            for (int lane = 0; lane < MGR__LANE_COUNT; lane++) box_serve(w, b, (mgr__lane)lane);
+            if (b->alive && b->wake <= w->now) box_pump(w, b);
+        }
+    }
+}
+
+static const char *const numbers[] = { "0", "1", "2", "3", "4", "5", "6", "7" };
+
+static mgr__cluster_config config_of(const char *id, size_t part_count)
+{
+    mgr__cluster_config config;
+    memset(&config, 0, sizeof config);
+    config.service_id = config.service_name = mgr__str_of("svc");
+    config.instance_id = mgr__str_of(id);
+    config.kv_prefix = mgr__str_of("manager");
+    config.partitions = part_count ? numbers : NULL;
+    config.partition_count = part_count;
+    config.weight = 1;
+    config.lease_ms = LEASE_MS;
+    config.kill_margin_ms = MARGIN_MS;
+    config.stop_grace_ms = GRACE_MS;
+    config.delay_ms = DELAY_MS;
+    config.session_ttl_ms = TTL_MS;
+    config.settle_ms = 100;
+    config.seed = mgr__hash(mgr__str_of(id));
+    return config;
+}
+
+static box *box_open_as(world *w, int at, const char *id, const mgr__cluster_config *config)
+{
+    box *b = &w->boxes[at];
+    mgr__buf error;
+    if (!b->log.heap) { mgr__buf_init(&b->log, &w->heap, 1u << 22); mgr__buf_init(&b->asked, &w->heap, 1u << 22); }
+    mgr__buf_clear(&b->log);
+    mgr__buf_clear(&b->asked);
+    mgr__copy_text(b->id, sizeof b->id, mgr__str_of(id));
+    if (!b->heap.with.resize) b->heap = w->heap;
+    mgr__buf_init(&error, &w->heap, 4096);
+    b->alive = mgr__cluster_open(&b->core, &b->heap, config, w->now, &error) == MGR_OK;
+    mgr__buf_free(&error);
+    if (b->alive) box_pump(w, b);
+    return b;
+}
+
+static box *box_open(world *w, int at, const char *id, size_t part_count)
+{
+    mgr__cluster_config config = config_of(id, part_count);
+    return box_open_as(w, at, id, &config);
+}
+
+/* Its program, keeper and guard are gone, and all work with them; nobody says so. */
+static void box_dies(box *b)
+{
+    b->alive = false;
+    mgr__cluster_close(&b->core);
+    for (int i = 0; i < WORKS; i++) b->works[i].alive = false;
+}
+
+static bool works(const box *b, int part) { return b->works[part].alive; }
+
+static int works_count(const box *b)
+{
+    int count = 0;
+    for (int i = 0; i < WORKS; i++) count += b->works[i].alive;
+    return count;
+}
+
+static mgr__part *part_of(box *b, const char *name) { return mgr__cluster_part(&b->core, mgr__str_of(name)); }
+static bool said(const box *b, const char *text) { return strstr(mgr__buf_cstr(&b->log), text) != NULL; }
+static bool asked(const box *b, const char *text) { return strstr(mgr__buf_cstr(&b->asked), text) != NULL; }
+
+static int times(const mgr__buf *in, const char *text)
+{
+    int count = 0;
+    for (const char *at = mgr__buf_cstr(in); (at = strstr(at, text)) != NULL; at++) count++;
+    return count;
+}
+
+static bool in_order(const mgr__buf *in, const char *first, const char *second)
+{
+    const char *a = strstr(mgr__buf_cstr(in), first), *b = strstr(mgr__buf_cstr(in), second);
+    return a && b && a < b;
+}
+
+static void forget(box *b) { mgr__buf_clear(&b->log); mgr__buf_clear(&b->asked); }
+
+/* ---- sets ---- */
+
+static bool set_same(const mgr__set *a, const mgr__set *b)
+{
+    bool same = a->count == b->count && strcmp(a->hash, b->hash) == 0;
+    for (size_t i = 0; same && i < a->count; i++) same = mgr__str_eq(a->names[i], b->names[i]);
+    return same;
+}
+
+static void set_round(const char *const *names, size_t count, const char *text)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__set set, back;
+    mgr__str bad;
+    mgr__buf out;
+    mgr__buf_init(&out, &heap, 1u << 22);
+    CHECK(mgr__set_make(&set, &heap, names, count, &bad) == NULL);
+    mgr__set_write(&set, &heap, &out);
+    if (text) CHECK_STR(mgr__buf_cstr(&out), text);
+    CHECK(mgr__set_read(&back, &heap, mgr__buf_view(&out)));
+    CHECK(set_same(&set, &back));
+    mgr__set_free(&set);
+    mgr__set_free(&back);
+    mgr__buf_free(&out);
+}
+
+TEST(sets_are_written_with_ranges_and_read_back)
+{
+    static const char *const mixed[] = { "b", "2", "1", "3", "10", "a", "12", "11", "7" };
+    static const char *const odd[] = { "00", "01", "0", "1", "007", "-1", "1e3", "+1", "999999999", "1000000000", "18446744073709551616", " 1", "1 ", "\"", "\xc3\xa9" };
+    set_round(mixed, MGR__COUNT(mixed), "[\"a\",\"b\",[1,3],[7,7],[10,12]]");
+    set_round(odd, MGR__COUNT(odd), NULL);      /* what does not print as the same number again stays a name */
+    set_round(numbers, 1, "[[0,0]]");
+    set_round(numbers, 0, "[]");
+    CHECK_INT(mgr__name_number(mgr__str_of("00")), -1);
+    CHECK_INT(mgr__name_number(mgr__str_of("0")), 0);
+    CHECK_INT(mgr__name_number(mgr__str_of("")), -1);
+}
+
+TEST(a_set_may_have_65536_numbers)
+{
+    enum { MANY = MGR_PARTITION_COUNT_MAX };
+    mgr__heap heap = mgr__heap_make(NULL);
+    char (*texts)[8] = (char (*)[8])calloc(MANY + 1, sizeof *texts);
+    const char **names = (const char **)calloc(MANY + 1, sizeof *names);
+    mgr__set set;
+    mgr__str bad;
+    if (!texts || !names) abort();
+    for (int i = 0; i <= MANY; i++) { snprintf(texts[i], sizeof texts[i], "%d", MANY - i); names[i] = texts[i]; }
+    set_round(names + 1, MANY, "[[0,65535]]");
+    const char *fault = mgr__set_make(&set, &heap, names, MANY + 1, &bad);
+    CHECK(fault && strstr(fault, "MGR_PARTITION_COUNT_MAX"));
+    mgr__set_free(&set);
+    free(texts);
+    free(names);
+}
+
+TEST(malformed_sets_are_refused)
+{
+    static const char *const bad[] = {
+        "", "{}", "null", "[", "[1", "\"a\"", "[\"a\",\"a\"]", "[\"\"]", "[[0,1],[1,2]]", "[[3,2]]", "[[-1,2]]", "[[0]]", "[[0,65536]]",
+        "[[0,9223372036854775807]]", "[[0,65535],\"x\"]", "[\"a\"]x", "[[0,1]", "[\"\\u0000\"]", "[\"a\\n\"]", "[{}]", "[1]", "[true]", "[[\"a\",\"b\"]]",
+        "[[0,65535],[0,65535],[0,65535]]"
+    };
+    mgr__heap heap = mgr__heap_make(NULL);
+    for (size_t i = 0; i < MGR__COUNT(bad); i++) {
+        mgr__set set;
+        if (mgr__set_read(&set, &heap, mgr__str_of(bad[i]))) { printf("%s was taken\n", bad[i]); CHECK(!"refused"); mgr__set_free(&set); }
+    }
+}
+
+TEST(a_set_s_hash_depends_on_its_names_alone)
+{
+    static const char *const one[] = { "a", "b", "c" }, *const two[] = { "c", "a", "b" }, *const other[] = { "a", "bc" }, *const less[] = { "a", "b" };
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__set a, b, c, d;
+    mgr__str bad;
+    mgr__set_make(&a, &heap, one, 3, &bad);
+    mgr__set_make(&b, &heap, two, 3, &bad);
+    mgr__set_make(&c, &heap, other, 2, &bad);
+    mgr__set_make(&d, &heap, less, 2, &bad);
+    CHECK(set_same(&a, &b));
+    CHECK(strcmp(a.hash, c.hash) && strcmp(a.hash, d.hash) && strcmp(c.hash, d.hash));
+    CHECK_INT(strlen(a.hash), 16);
+    CHECK(mgr__set_has(&a, mgr__str_of("c")) && !mgr__set_has(&a, mgr__str_of("d")));
+    mgr__set_free(&a); mgr__set_free(&b); mgr__set_free(&c); mgr__set_free(&d);
+}
+
+static void set_faults(const char *first, const char *second, const char *bad_name, const char *why)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    const char *names[2];
+    mgr__set set;
+    mgr__str bad;
+    names[0] = first;
+    names[1] = second;
+    CHECK_STR(mgr__set_make(&set, &heap, names, 2, &bad), why);
+    CHECK(mgr__str_is(bad, bad_name));
+    mgr__set_free(&set);
+}
+
+TEST(bad_partition_names_are_named)
+{
+    set_faults("a", "a", "a", "is listed twice");
+    set_faults("a", "", "", "is empty");
+    set_faults("a", "b\tc", "b\tc", "has a control character");
+    set_faults("\xff", "b", "\xff", "is not UTF-8");
+}
+
+/* ---- readers ---- */
+
+static mgr__kv kv_of(const char *key, const char *value, const char *session, uint64_t index)
+{
+    mgr__kv kv;
+    memset(&kv, 0, sizeof kv);
+    kv.key = mgr__str_of(key);
+    kv.value = mgr__str_of(value);
+    kv.session = mgr__str_of(session);
+    kv.create_index = kv.modify_index = index;
+    return kv;
+}
+
+TEST(markers_are_read_back_and_unknown_fields_skipped)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__buf out, scratch;
+    mgr__marker marker, back;
+    mgr__buf_init(&out, &heap, 4096);
+    mgr__buf_init(&scratch, &heap, 4096);
+    memset(&marker, 0, sizeof marker);
+    mgr__copy_text(marker.hash, sizeof marker.hash, mgr__str_of("0123456789abcdef"));
+    marker.version = 3; marker.count = 9; marker.delay_max_ms = 16000; marker.fence_base = UINT64_MAX / 2;
+    mgr__marker_write(&marker, &out);
+    mgr__kv kv = kv_of("", mgr__buf_cstr(&out), "", 7);
+    CHECK(mgr__marker_read(&back, &kv, &scratch));
+    CHECK_STR(back.hash, marker.hash);
+    CHECK(back.exists && back.version == 3 && back.count == 9 && back.delay_max_ms == 16000 && back.fence_base == UINT64_MAX / 2 && back.modify_index == 7);
+    kv = kv_of("", "{\"new\":{\"a\":[1,{}]},\"version\":5,\"hash\":\"x\"}", "", 8);
+    CHECK(mgr__marker_read(&back, &kv, &scratch) && back.version == 5);
+    static const char *const bad[] = { "", "[]", "{\"version\":", "{\"version\":\"x\"}", "{}x", "null" };
+    for (size_t i = 0; i < MGR__COUNT(bad); i++) {
+        kv = kv_of("", bad[i], "", 9);
+        if (mgr__marker_read(&back, &kv, &scratch)) { printf("%s was taken\n", bad[i]); CHECK(!"refused"); }
+        CHECK(!back.exists && back.modify_index == 9);
+    }
+    mgr__buf_free(&out);
+    mgr__buf_free(&scratch);
+}
+
+TEST(holdings_that_cannot_be_read_count_as_lost)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__arena arena;
+    mgr__buf out, scratch;
+    mgr__holding owner, back;
+    mgr__arena_init(&arena, &heap);
+    mgr__buf_init(&out, &heap, 4096);
+    mgr__buf_init(&scratch, &heap, 4096);
+    memset(&owner, 0, sizeof owner);
+    owner.released = true;
+    owner.life = mgr__str_of("L");
+    owner.instance = mgr__str_of("i \"1\"");
+    owner.last_exit = mgr__str_of("signal 9");
+    owner.since_ms = 1; owner.delay_ms = 2; owner.attempts = 3; owner.serial = 4; owner.fence = 5; owner.ended = true;
+    mgr__holding_write(&owner, &out);
+    mgr__kv kv = kv_of("", mgr__buf_cstr(&out), "S", 6);
+    mgr__holding_read(&back, &kv, &scratch, &arena);
+    CHECK(back.exists && back.released && back.ended && back.since_ms == 1 && back.delay_ms == 2 && back.attempts == 3 && back.serial == 4 && back.fence == 5 && back.modify_index == 6);
+    CHECK(mgr__str_is(back.life, "L") && mgr__str_is(back.instance, "i \"1\"") && mgr__str_is(back.last_exit, "signal 9") && mgr__str_is(back.session, "S"));
+    static const char *const bad[] = { "", "released", "[]", "{\"state\":\"released\"", "{\"state\":\"released\"}x", "{\"state\":\"released\",\"delay\":-}", "{\"state\":[]}", "{\"state\":\"held\"}" };
+    for (size_t i = 0; i < MGR__COUNT(bad); i++) {
+        kv = kv_of("", bad[i], "", 6);
+        mgr__holding_read(&back, &kv, &scratch, &arena);
+        if (back.released) { printf("%s counts as released\n", bad[i]); CHECK(!"released"); }
+        CHECK(back.exists);
+    }
+    mgr__buf_free(&out);
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+}
+
+TEST(wishes_are_read_back_and_bad_ones_wish_nothing)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__arena arena;
+    mgr__buf out, scratch;
+    mgr__wish wish, back;
+    mgr__arena_init(&arena, &heap);
+    mgr__buf_init(&out, &heap, 4096);
+    mgr__buf_init(&scratch, &heap, 4096);
+    wish.drain = true;
+    wish.evict = mgr__str_of("L");
+    mgr__wish_write(&wish, &out);
+    CHECK(mgr__wish_read(&back, mgr__buf_view(&out), &scratch, &arena) && back.drain && mgr__str_is(back.evict, "L"));
+    CHECK(mgr__wish_read(&back, mgr__str_of("{\"x\":[1],\"drain\":false}"), &scratch, &arena) && !back.drain && back.evict.len == 0);
+    CHECK(!mgr__wish_read(&back, mgr__str_of("drain"), &scratch, &arena));
+    CHECK(!mgr__wish_read(&back, mgr__str_of("{\"drain\":1}"), &scratch, &arena));
+    mgr__buf_free(&out);
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+}
+
+static bool picture_of(mgr__picture *picture, mgr__heap *heap, const mgr__kv *kvs, size_t count)
+{
+    mgr__root root;
+    CHECK(mgr__root_make(&root, heap, mgr__str_of("manager"), mgr__str_of("svc")));
+    return mgr__picture_read(picture, heap, &root, 50, kvs, count);
+}
+
+#define IN "manager/svc/cluster/"
+
+TEST(a_picture_takes_what_is_ours_and_skips_the_rest)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__picture p;
+    mgr__kv kvs[12];
+    size_t n = 0;
+    kvs[n++] = kv_of(IN "dead/L2", "{}", "", 3);
+    kvs[n++] = kv_of(IN "instances/b", "{\"life\":\"L1\",\"weight\":99999,\"refuses\":[\"1\",\"2\",\"3\",\"4\",\"5\"],\"new\":{}}", "L1", 5);
+    kvs[n++] = kv_of(IN "instances/a%20x", "{\"life\":\"L0\",\"weight\":2,\"lease\":3000,\"draining\":true}", "", 4);
+    kvs[n++] = kv_of(IN "instances/a.x", "{}", "S", 6);                  /* no name that escape writes */
+    kvs[n++] = kv_of(IN "instances/c", "{\"life\":", "S", 6);            /* malformed */
+    kvs[n++] = kv_of(IN "instances/d", "{\"weight\":\"x\"}", "S", 6);
+    kvs[n++] = kv_of(IN "partitions", "{\"hash\":\"h\",\"delay_max\":9000}", "", 7);
+    kvs[n++] = kv_of(IN "partitions-2", "{\"hash\":\"other\"}", "", 7);
+    kvs[n++] = kv_of(IN "wishes/b", "{\"drain\":true,\"evict\":\"L1\"}", "", 8);
+    kvs[n++] = kv_of(IN "wishes/nobody", "{\"drain\":true}", "", 9);
+    kvs[n++] = kv_of(IN "wishes/a%20x", "x", "", 9);
+    kvs[n++] = kv_of("manager/other/cluster/instances/z", "{}", "S", 9);
+    CHECK(picture_of(&p, &heap, kvs, n));
+    CHECK_INT(p.member_count, 2);
+    const mgr__member *a = mgr__picture_member(&p, mgr__str_of("a x")), *b = mgr__picture_member(&p, mgr__str_of("b"));
+    CHECK(a && !a->alive && !a->counts && a->draining && a->weight == 2 && a->lease_ms == 3000);
+    CHECK(b && b->alive && b->counts && b->weight == 65535 && b->refuse_count == 5 && mgr__str_is(b->refuses[4], "5"));
+    CHECK(b && b->wish_drain && mgr__str_is(b->wish_evict, "L1") && mgr__member_drains(b));
+    CHECK(mgr__picture_certified(&p, mgr__str_of("L2")) && !mgr__picture_certified(&p, mgr__str_of("L1")));
+    CHECK(p.marker.exists && p.marker.delay_max_ms == 9000 && strcmp(p.marker.hash, "h") == 0);
+    CHECK_INT(p.wish_count, 2);
+    mgr__picture_free(&p);
+    CHECK(picture_of(&p, &heap, NULL, 0));
+    CHECK(!p.marker.exists && !mgr__picture_member(&p, mgr__str_of("b")) && !mgr__picture_certified(&p, mgr__str_of("")));
+    mgr__picture_free(&p);
+}
+
+TEST(members_are_read_back)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__buf out, scratch;
+    mgr__arena arena;
+    mgr__member m, back;
+    mgr__str refuses[2];
+    mgr__buf_init(&out, &heap, 4096);
+    mgr__buf_init(&scratch, &heap, 4096);
+    mgr__arena_init(&arena, &heap);
+    memset(&m, 0, sizeof m);
+    m.life = mgr__str_of("L"); m.node = mgr__str_of("n"); m.service = mgr__str_of("s:1"); m.isolate = mgr__str_of("cgroup");
+    m.weight = 7; m.lease_ms = 1; m.delay_ms = 2; m.grace_ms = 3; m.releases = 4;
+    m.joining = m.leaving = m.draining = true;
+    refuses[0] = mgr__str_of("p/1"); refuses[1] = mgr__str_of("\"");
+    m.refuses = refuses; m.refuse_count = 2;
+    mgr__member_write(&m, &out);
+    mgr__kv kv = kv_of("", mgr__buf_cstr(&out), "S", 9);
+    CHECK(mgr__member_read(&back, &kv, mgr__str_of("i%2F1"), &scratch, &arena));
+    CHECK(mgr__str_is(back.id, "i/1") && mgr__str_is(back.life, "L") && mgr__str_is(back.node, "n") && mgr__str_is(back.service, "s:1") && mgr__str_is(back.isolate, "cgroup"));
+    CHECK(back.weight == 7 && back.lease_ms == 1 && back.delay_ms == 2 && back.grace_ms == 3 && back.releases == 4);
+    CHECK(back.joining && back.leaving && back.draining && back.alive && back.refuse_count == 2 && mgr__str_is(back.refuses[1], "\""));
+    mgr__buf_free(&out);
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+}
+
+/* Joiners count once a younger one has settled; the dead only within their grace. */
+TEST(who_counts_in_the_map)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__picture p;
+    mgr__kv kvs[7];
+    size_t n = 0;
+    kvs[n++] = kv_of(IN "instances/dead", "{\"weight\":1}", "", 1);
+    kvs[n++] = kv_of(IN "instances/grace", "{\"weight\":1,\"grace\":5000}", "", 2);
+    kvs[n++] = kv_of(IN "instances/leaving", "{\"weight\":1,\"leaving\":true}", "S", 3);
+    kvs[n++] = kv_of(IN "instances/joins-old", "{\"weight\":1,\"joining\":true}", "S", 4);
+    kvs[n++] = kv_of(IN "instances/settled", "{\"weight\":1}", "S", 5);
+    kvs[n++] = kv_of(IN "instances/joins-young", "{\"weight\":1,\"joining\":true}", "S", 6);
+    CHECK(picture_of(&p, &heap, kvs, n));
+    static const struct { const char *id; bool counts; } rows[] = { { "dead", false }, { "grace", true }, { "leaving", false }, { "joins-old", true }, { "settled", true }, { "joins-young", false } };
+    for (size_t i = 0; i < MGR__COUNT(rows); i++) {
+        const mgr__member *m = mgr__picture_member(&p, mgr__str_of(rows[i].id));
+        if (!m || m->counts != rows[i].counts) { printf("%s\n", rows[i].id); CHECK(!"counts"); }
+    }
+    mgr__picture_free(&p);
+}
+
+TEST(keys_are_made_below_their_root_only)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__root root;
+    mgr__arena arena;
+    mgr__str rest;
+    mgr__arena_init(&arena, &heap);
+    CHECK(mgr__root_make(&root, &heap, mgr__str_of("m"), mgr__str_of("a/b")));
+    CHECK_STR(root.text, "m/a%2Fb/");
+    CHECK_STR(mgr__key_make(&arena, &root, "owners/", mgr__str_of("..")).at, "m/a%2Fb/owners/%2E%2E");
+    CHECK(mgr__key_below(mgr__str_of("m/a%2Fb/owners/x"), &root, "owners/", &rest) && mgr__str_is(rest, "x"));
+    CHECK(!mgr__key_below(mgr__str_of("m/a%2Fb/own"), &root, "owners/", &rest));
+    CHECK(!mgr__key_below(mgr__str_of("m/"), &root, "", &rest));
+    char longest[MGR_NAME_BYTES_MAX];
+    memset(longest, '.', sizeof longest);
+    CHECK(mgr__root_make(&root, &heap, mgr__str_make(longest, sizeof longest), mgr__str_make(longest, sizeof longest)));
+    CHECK_INT(root.len, sizeof longest * 4 + 2);
+    mgr__arena_free(&arena);
+}
+
+/* ---- when a partition may be taken ---- */
+
+enum { DISTRUST = 1, NEVER = -1 };
+
+TEST(when_a_partition_may_be_taken)
+{
+    static const struct { const char *what, *value, *session; int flags; int64_t after_ms; } rows[] = {
+        { "held",                         "{\"state\":\"held\",\"life\":\"live\"}", "live", 0, NEVER },
+        { "held, says released",          "{\"state\":\"released\",\"life\":\"live\"}", "live", 0, NEVER },
+        { "held, its life certified",     "{\"state\":\"held\",\"life\":\"dead\"}", "dead", 0, NEVER },
+        { "released",                     "{\"state\":\"released\",\"life\":\"gone\"}", "", 0, 0 },
+        { "released by nobody",           "{\"state\":\"released\"}", "", 0, 0 },
+        { "certified",                    "{\"state\":\"held\",\"life\":\"dead\",\"delay\":60000}", "", 0, 0 },
+        { "lost",                         "{\"state\":\"held\",\"life\":\"gone\"}", "", 0, DELAY_MS },
+        { "lost, a longer delay",         "{\"state\":\"held\",\"life\":\"gone\",\"delay\":6000}", "", 0, 6000 },
+        { "lost, a shorter delay",        "{\"state\":\"held\",\"life\":\"gone\",\"delay\":10}", "", 0, DELAY_MS },
+        { "lost by nobody",               "{\"state\":\"held\"}", "", 0, DELAY_MS },
+        { "malformed",                    "released", "", 0, DELAY_MS },
+        { "missing",                      NULL, "", 0, 9000 },
+        { "released, distrusted",         "{\"state\":\"released\",\"life\":\"gone\"}", "", DISTRUST, DELAY_MS },
+        { "certified, distrusted",        "{\"state\":\"held\",\"life\":\"dead\"}", "", DISTRUST, 0 },
+    };
+    world *w = the_world();
+    box *b = box_open(w, 0, "a", 1);
+    mgr__kv kvs[2];
+    kvs[0] = kv_of(IN "dead/dead", "{}", "", 3);
+    kvs[1] = kv_of(IN "partitions", "{\"hash\":\"h\",\"delay_max\":9000}", "", 4);
+    mgr__picture_free(&b->core.picture);
+    CHECK(picture_of(&b->core.picture, &w->heap, kvs, 2));
+    for (size_t i = 0; i < MGR__COUNT(rows); i++) {
+        mgr__part part;
+        memset(&part, 0, sizeof part);
+        part.name = mgr__str_of("0");
+        CHECK(mgr__part_takeable_at(&b->core, &part, w->now) == MGR__NEVER);     /* before it was ever read */
+        b->core.distrust_until = rows[i].flags & DISTRUST ? w->now + 60000 : 0;
+        mgr__kv kv = kv_of("", rows[i].value, rows[i].session, 9);
+        mgr__part_observe(&b->core, &part, rows[i].value ? &kv : NULL, w->now);
+        int64_t at = mgr__part_takeable_at(&b->core, &part, w->now);
+        int64_t wanted = rows[i].after_ms == NEVER ? MGR__NEVER : w->now + rows[i].after_ms;
+        if (at != wanted) { printf("%s: after %lld ms\n", rows[i].what, (long long)(at - w->now)); CHECK(!"takeable"); }
+        mgr__part_observe(&b->core, &part, rows[i].value ? &kv : NULL, w->now + 100);     /* seen again: the delay counts from the first time */
+        CHECK(mgr__part_takeable_at(&b->core, &part, w->now + 100) == (rows[i].after_ms == 0 ? w->now + 100 : wanted));
+        if (rows[i].after_ms > 0 && rows[i].value) {        /* a new index: somebody held it meanwhile */
+            kv.modify_index++;
+            mgr__part_observe(&b->core, &part, &kv, w->now + 200);
+            CHECK(mgr__part_takeable_at(&b->core, &part, w->now + 200) == w->now + 200 + rows[i].after_ms);
+        }
+    }
+    world_end(w);
+}
+
+/* ---- the setter ---- */
+
+typedef struct setting {
+    world       *w;
+    mgr__setter  s;
+    mgr__root    root;
+    mgr__request r;
+} setting;
+
+static void setting_open(setting *t, world *w)
+{
+    memset(t, 0, sizeof *t);
+    t->w = w;
+    CHECK(mgr__root_make(&t->root, &w->heap, mgr__str_of("manager"), mgr__str_of("svc")));
+}
+
+static void setting_start(setting *t, const char *const *names, size_t count, uint64_t version)
+{
+    mgr__set set;
+    mgr__str bad;
+    CHECK(!mgr__set_make(&set, &t->w->heap, names, count, &bad));
+    mgr__setter_start(&t->s, &t->w->heap, &set, version, DELAY_MS);
+}
+
+static void setting_close(setting *t)
+{
+    mgr__setter_free(&t->s, &t->w->heap);
+    mgr__arena_free(&t->r.arena);
+}
+
+/* One request and its answer; false: nothing to ask now. outcome: instead of asking, if not OK. */
+static bool setting_step(setting *t, mgr__outcome outcome)
+{
+    mgr__request_start(&t->r, &t->w->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+    if (!mgr__setter_next(&t->s, &t->w->heap, &t->root, &t->r, t->w->now)) return false;
+    mgr__answer a = outcome == MGR__OUTCOME_OK ? apply(t->w, &t->r) : answer_of(outcome);
+    mgr__setter_answer(&t->s, &t->w->heap, &t->root, mgr__str_of("manager/svc/"), &a, t->w->now);
+    return true;
+}
+
+static mgr_result setting_run(setting *t, int64_t ms)
+{
+    for (int64_t until = t->w->now + ms; mgr__setter_busy(&t->s) && t->w->now < until;) if (!setting_step(t, MGR__OUTCOME_OK)) t->w->now += STEP_MS;
+    return mgr__setter_busy(&t->s) ? MGR_TIMEOUT : t->s.result;
+}
+
+static mgr_result set_now(world *w, const char *const *names, size_t count, uint64_t version)
+{
+    setting t;
+    setting_open(&t, w);
+    setting_start(&t, names, count, version);
+    mgr_result result = setting_run(&t, 20000);
+    setting_close(&t);
+    return result;
+}
+
+TEST(a_first_set_is_put_in_force)
+{
+    world *w = the_world();
+    setting t;
+    setting_open(&t, w);
+    setting_start(&t, numbers, 3, 7);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"released\"") && value_has(w, "owners/2", "\"released\"") && !look(w, "owners/3").modify_index);
+    CHECK(value_has(w, "cluster/partitions", "\"count\":3") && value_has(w, "cluster/partitions", "\"version\":7") && value_has(w, "cluster/partitions", "\"delay_max\":4000"));
+    char key[64];
+    snprintf(key, sizeof key, "sets/%s", t.s.wanted.hash);
+    CHECK(value_has(w, key, "[[0,2]]") && value_has(w, "cluster/partitions", t.s.wanted.hash));
+    uint64_t index = dc_index(&w->store);
+    setting_start(&t, numbers, 3, 7);       /* again: it stands */
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK_INT(dc_index(&w->store), index);
+    setting_close(&t);
+    world_end(w);
+}
+
+/* The owner keys must be there before the set names them. */
+TEST(the_set_is_named_last)
+{
+    world *w = the_world();
+    setting t;
+    setting_open(&t, w);
+    setting_start(&t, numbers, 2, 0);
+    while (mgr__setter_busy(&t.s) && setting_step(&t, MGR__OUTCOME_OK)) {
+        bool named = look(w, "cluster/partitions").modify_index && !value_has(w, "cluster/partitions", "\"hash\":\"\"");
+        if (named) CHECK(look(w, "owners/0").modify_index && look(w, "owners/1").modify_index);
+    }
+    CHECK_INT(t.s.result, MGR_OK);
+    setting_close(&t);
+    world_end(w);
+}
+
+TEST(a_second_starter_waits_for_a_half_made_marker_and_takes_over)
+{
+    world *w = the_world();
+    setting one, two;
+    setting_open(&one, w);
+    setting_open(&two, w);
+    setting_start(&one, numbers, 2, 0);
+    setting_step(&one, MGR__OUTCOME_OK);
+    setting_step(&one, MGR__OUTCOME_OK);        /* the marker is made; then this one is slow */
+    CHECK(value_has(w, "cluster/partitions", "\"hash\":\"\""));
+    setting_start(&two, numbers, 2, 0);
+    CHECK_INT(setting_run(&two, MGR__SETTER_TAKEOVER_MS - 200), MGR_TIMEOUT);
+    CHECK(!look(w, "owners/0").modify_index);
+    CHECK_INT(setting_run(&two, 1000), MGR_OK);
+    uint64_t index = dc_index(&w->store);
+    CHECK_INT(setting_run(&one, 20000), MGR_OK);        /* its writes hang on the old marker: they land on nothing */
+    CHECK_INT(dc_index(&w->store), index);
+    setting_close(&one);
+    setting_close(&two);
+    world_end(w);
+}
+
+TEST(a_starter_waits_anew_when_the_half_made_marker_changes)
+{
+    world *w = the_world();
+    setting t;
+    setting_open(&t, w);
+    put(w, "cluster/partitions", "{\"hash\":\"\",\"count\":1}");
+    setting_start(&t, numbers, 1, 0);
+    CHECK_INT(setting_run(&t, 4000), MGR_TIMEOUT);
+    put(w, "cluster/partitions", "{\"hash\":\"\",\"count\":2}");
+    CHECK_INT(setting_run(&t, 4000), MGR_TIMEOUT);
+    CHECK_INT(setting_run(&t, 2000), MGR_OK);
+    setting_close(&t);
+    world_end(w);
+}
+
+/* A wiped store under a cluster that lives: nothing may be called released. */
+TEST(a_first_set_is_lost_where_others_have_a_session)
+{
+    world *w = the_world();
+    char other[40], own[40];
+    setting t;
+    session_of(w, "manager/svc/", other);
+    setting_open(&t, w);
+    setting_start(&t, numbers, 1, 0);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"held\"") && value_has(w, "owners/0", "\"delay\":4000"));
+    setting_close(&t);
+    world_end(w);
+
+    w = the_world();            /* our own session is not another's, nor is another service's */
+    session_of(w, "manager/svc/", own);
+    session_of(w, "manager/svc2/", other);
+    setting_open(&t, w);
+    t.s.own_session = mgr__str_of(own);
+    setting_start(&t, numbers, 1, 0);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"released\""));
+    setting_close(&t);
+    world_end(w);
+}
+
+/* The sessions are counted after the marker stands: who enters later sees it. */
+TEST(sessions_are_counted_behind_the_marker)
+{
+    world *w = the_world();
+    char other[40];
+    setting t;
+    setting_open(&t, w);
+    setting_start(&t, numbers, 1, 0);
+    setting_step(&t, MGR__OUTCOME_OK);
+    setting_step(&t, MGR__OUTCOME_OK);
+    CHECK(look(w, "cluster/partitions").modify_index);
+    session_of(w, "manager/svc/", other);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"held\""));
+    setting_close(&t);
+    world_end(w);
+}
+
+/* One has counted the sessions and is slow; the owner keys that it would call
+ * released must not come after another has taken over and counted anew. */
+TEST(owner_keys_hang_on_the_marker)
+{
+    world *w = the_world();
+    char other[40];
+    setting one, two;
+    setting_open(&one, w);
+    setting_open(&two, w);
+    setting_start(&one, numbers, 1, 0);
+    while (one.s.state != MGR__SETTER_MAKE && setting_step(&one, MGR__OUTCOME_OK)) { }
+    session_of(w, "manager/svc/", other);
+    setting_start(&two, numbers, 1, 0);
+    for (int i = 0; i < 4000 && two.s.state != MGR__SETTER_SESSIONS; i++) if (!setting_step(&two, MGR__OUTCOME_OK)) w->now += STEP_MS;
+    CHECK_INT(two.s.state, MGR__SETTER_SESSIONS);
+    CHECK(setting_step(&one, MGR__OUTCOME_OK));
+    CHECK(!look(w, "owners/0").modify_index);
+    CHECK_INT(setting_run(&two, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"held\""));
+    setting_close(&one);
+    setting_close(&two);
+    world_end(w);
+}
+
+TEST(who_remembers_a_set_calls_nothing_released)
+{
+    world *w = the_world();
+    setting t;
+    setting_open(&t, w);
+    t.s.remembered = true;
+    t.s.fence_floor = 1000;
+    setting_start(&t, numbers, 1, 0);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"held\""));
+    CHECK(value_has(w, "cluster/partitions", "\"fence_base\":1000"));
+    setting_close(&t);
+    world_end(w);
+}
+
+TEST(a_replaced_set_makes_only_new_names_released)
+{
+    world *w = the_world();
+    CHECK_INT(set_now(w, numbers, 3, 0), MGR_OK);
+    put(w, "owners/0", "{\"state\":\"held\",\"life\":\"x\"}");
+    remove_key(w, "owners/1");
+    CHECK_INT(set_now(w, numbers, 4, 0), MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"held\""));                /* stands: not touched */
+    CHECK(!look(w, "owners/1").modify_index);                   /* deleted by hand: stays missing, and counts as lost */
+    CHECK(value_has(w, "owners/3", "\"released\""));            /* new */
+    CHECK_INT(set_now(w, numbers + 2, 1, 0), MGR_OK);
+    CHECK(look(w, "owners/0").modify_index && look(w, "owners/3").modify_index);    /* never deleted */
+    world_end(w);
+}
+
+TEST(a_lower_version_never_replaces_a_higher_one)
+{
+    world *w = the_world();
+    setting t;
+    CHECK_INT(set_now(w, numbers, 3, 5), MGR_OK);
+    setting_open(&t, w);
+    setting_start(&t, numbers, 2, 4);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(t.s.taken_over);
+    CHECK(value_has(w, "cluster/partitions", "\"count\":3"));
+    setting_start(&t, numbers, 2, 6);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(!t.s.taken_over && value_has(w, "cluster/partitions", "\"count\":2") && value_has(w, "cluster/partitions", "\"version\":6"));
+    setting_start(&t, numbers, 2, 9);       /* the same set: the version still rises */
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "cluster/partitions", "\"version\":9"));
+    setting_start(&t, numbers, 1, MGR__VERSION_STANDING);
+    CHECK_INT(setting_run(&t, 100), MGR_OK);
+    CHECK(value_has(w, "cluster/partitions", "\"count\":1") && value_has(w, "cluster/partitions", "\"version\":9"));
+    setting_close(&t);
+    world_end(w);
+}
+
+TEST(the_setter_begins_again_after_a_conflict_but_not_for_ever)
+{
+    world *w = the_world();
+    setting t;
+    CHECK_INT(set_now(w, numbers, 1, 0), MGR_OK);
+    setting_open(&t, w);
+    setting_start(&t, numbers, 3, 0);
+    put(w, "sets/x", "[[0,0]]");
+    for (int i = 0; mgr__setter_busy(&t.s) && i < 1000; i++) {
+        char other[60];
+        setting_step(&t, MGR__OUTCOME_OK);
+        snprintf(other, sizeof other, "{\"hash\":\"x\",\"count\":%d}", i);
+        if (t.s.state == MGR__SETTER_WRITE) put(w, "cluster/partitions", other);
+    }
+    CHECK_INT(t.s.result, MGR_CONFLICT);
+    CHECK(t.s.trouble.len > 0);
+    setting_start(&t, numbers, 3, 0);       /* once the others are quiet it works */
+    CHECK_INT(setting_run(&t, 1000), MGR_OK);
+    setting_close(&t);
+    world_end(w);
+}
+
+TEST(the_setter_says_why_it_failed)
+{
+    static const struct { mgr__outcome outcome; mgr_result result; } rows[] = { { MGR__OUTCOME_DENIED, MGR_DENIED }, { MGR__OUTCOME_REJECTED, MGR_LIMIT } };
+    world *w = the_world();
+    setting t;
+    setting_open(&t, w);
+    for (size_t i = 0; i < MGR__COUNT(rows); i++) {
+        setting_start(&t, numbers, 3, 0);
+        setting_step(&t, rows[i].outcome);
+        CHECK(!mgr__setter_busy(&t.s) && t.s.result == rows[i].result && t.s.trouble.len > 0);
+    }
+    setting_start(&t, numbers, 3, 0);       /* no answer: later, from the start */
+    setting_step(&t, MGR__OUTCOME_OK);
+    setting_step(&t, MGR__OUTCOME_UNKNOWN);
+    CHECK_INT(t.s.state, MGR__SETTER_LOOK);
+    CHECK(!setting_step(&t, MGR__OUTCOME_OK));
+    CHECK_INT(setting_run(&t, 1000), MGR_OK);
+    put(w, "cluster/partitions", "something else");
+    setting_start(&t, numbers, 3, 0);
+    CHECK_INT(setting_run(&t, 1000), MGR_PROTOCOL);
+    setting_close(&t);
+    world_end(w);
+}
+
+/* Any two starters, in any order of their requests, lost and late ones included:
+ * one set stands whole at the end. */
+TEST(starters_that_race_end_with_one_whole_set)
+{
+    for (uint64_t seed = 1; seed <= 150; seed++) {
+        world *w = the_world();
+        mgr__rng rng;
+        setting t[2];
+        rng.state = seed * 7919;
+        for (int i = 0; i < 2; i++) { setting_open(&t[i], w); setting_start(&t[i], numbers + i, 3, 0); }
+        for (int step = 0; step < 5000 && (mgr__setter_busy(&t[0].s) || mgr__setter_busy(&t[1].s)); step++) {
+            int who = (int)mgr__rng_below(&rng, 2);
+            w->now += mgr__rng_below(&rng, 40);
+            if (mgr__setter_busy(&t[who].s)) setting_step(&t[who], mgr__rng_below(&rng, 100) < 5 ? MGR__OUTCOME_UNKNOWN : MGR__OUTCOME_OK);
+        }
+        CHECK(t[0].s.state == MGR__SETTER_DONE && t[1].s.state == MGR__SETTER_DONE);
+        int stands = value_has(w, "cluster/partitions", t[0].s.wanted.hash) ? 0 : 1;
+        CHECK(value_has(w, "cluster/partitions", t[stands].s.wanted.hash));
+        for (int i = 0; i < 3; i++) { char key[20]; snprintf(key, sizeof key, "owners/%d", stands + i); CHECK(look(w, key).modify_index); }
+        for (int i = 0; i < 2; i++) setting_close(&t[i]);
+        world_end(w);
+    }
+}
+
+/* ---- the core: entering, and who gets what ---- */
+
+TEST(an_instance_enters_and_takes_all_there_is)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 3);
+    run(w, 500);
+    CHECK_INT(a->core.phase, MGR__PHASE_MEMBER);
+    CHECK_INT(works_count(a), 3);
+    CHECK(in_order(&a->log, "life\n", "begin"));        /* the keeper knows how to end the life before any work begins */
+    CHECK(in_order(&a->asked, "register", "create") && in_order(&a->asked, "create", "lock cluster/instances/a"));
+    CHECK(mgr__str_is(look(w, "owners/0").session, a->core.life) && value_has(w, "owners/0", "\"held\""));
+    CHECK(mgr__str_is(look(w, "cluster/instances/a").session, a->core.life));
+    CHECK_INT(a->works[0].fence, look(w, "owners/0").modify_index);
+    CHECK(a->lease > w->now && a->lease <= w->now + LEASE_MS);
+    world_end(w);
+}
+
+TEST(nothing_is_asked_while_nothing_changes_but_the_lease)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 3);
+    run(w, 5000);
+    forget(a);
+    run(w, 2 * LEASE_MS);
+    int rounds = times(&a->asked, "txn check-session");
+    CHECK(rounds >= 5 && rounds <= 8);
+    CHECK_INT(times(&a->asked, "renew"), times(&a->asked, "pass"));
+    CHECK_INT(times(&a->asked, "\n"), 3 * rounds + times(&a->asked, "watch"));
+    CHECK_STR(mgr__buf_cstr(&a->log), "");
+    world_end(w);
+}
+
+TEST(the_lease_counts_from_when_the_confirmation_was_sent)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 500);
+    a->hold = MGR__TASK_CONFIRM;
+    run(w, 1000);
+    mgr__errand *e = &a->core.errands[MGR__LANE_LEASE];
+    CHECK(e->out && e->task == MGR__TASK_CONFIRM);
+    int64_t sent = e->sent_at, before = a->lease;
+    run(w, 400);
+    CHECK_INT(a->lease, before);
+    a->hold = MGR__TASK_NONE;
+    run(w, 10);
+    CHECK_INT(a->lease, sent + LEASE_MS);
+    world_end(w);
+}
+
+TEST(a_release_is_sent_when_work_is_gone_and_wakes_the_next)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4);
+    run(w, 1000);
+    CHECK_INT(works_count(a), 4);
+    a->keeps_work = true;
+    forget(a);
+    box *b = box_open(w, 1, "b", 4);
+    run(w, 1000);
+    CHECK_INT(times(&a->log, "stop "), 2);
+    CHECK(said(a, "within 1000"));
+    run(w, 20000);                                      /* work that does not end is not given away */
+    CHECK_INT(works_count(b), 0);
+    CHECK(!asked(a, "unlock") && said(b, "waiting: "));
+    uint64_t releases = a->core.releases;
+    for (int i = 0; i < 4; i++) if (part_of(a, numbers[i])->state == MGR__PART_RELEASING) box_gone(w, a, numbers[i]);
+    run(w, 50);                                         /* milliseconds, not a lease */
+    CHECK_INT(works_count(a), 2);
+    CHECK_INT(works_count(b), 2);
+    CHECK_INT(a->core.releases, releases + 2);
+    /* The count is in the same transaction as the unlock. */
+    const char *unlock = strstr(mgr__buf_cstr(&a->asked), "; unlock owners/"), *end = unlock ? strchr(unlock, '\n') : NULL;
+    const char *own = unlock ? strstr(unlock, "lock cluster/instances/a") : NULL;
+    CHECK(own && own < end);
+    char releases_text[40];
+    snprintf(releases_text, sizeof releases_text, "\"releases\":%llu", (unsigned long long)a->core.releases);
+    CHECK(value_has(w, "cluster/instances/a", releases_text));
+    world_end(w);
+}
+
+TEST(moves_max_bounds_the_releases_in_flight)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 8);
+    config.moves_max = 1;
+    box *a = box_open_as(w, 0, "a", &config);
+    run(w, 1000);
+    a->keeps_work = true;
+    forget(a);
+    box *b = box_open(w, 1, "b", 8);
+    run(w, 1000);
+    for (int round = 1; round <= 4; round++) {
+        CHECK_INT(times(&a->log, "stop "), round);
+        for (int i = 0; i < 8; i++) if (part_of(a, numbers[i])->state == MGR__PART_RELEASING) box_gone(w, a, numbers[i]);
+        run(w, 100);
+        CHECK_INT(works_count(b), round);
+    }
+    CHECK_INT(times(&a->log, "stop "), 4);
+    world_end(w);
+}
+
+/* ---- the core: answers that get lost ---- */
+
+static void land_late(world *w, mgr__request *r) { apply(w, r); }
+
+static void copy_request(world *w, mgr__request *to, const mgr__request *from)
+{
+    *to = *from;
+    mgr__arena_init(&to->arena, &w->heap);
+    for (size_t i = 0; i < to->op_count; i++) {
+        to->ops[i].key = mgr__arena_str(&to->arena, from->ops[i].key);
+        to->ops[i].value = mgr__arena_str(&to->arena, from->ops[i].value);
+        to->ops[i].session = mgr__arena_str(&to->arena, from->ops[i].session);
+    }
+}
+
+/* Run until a request of this kind is out on the work lane, and keep it there. */
+static mgr__errand *hold(world *w, box *b, mgr__task task)
+{
+    mgr__errand *e = &b->core.errands[MGR__LANE_WORK];
+    b->hold = task;
+    for (int i = 0; i < 4000 && !(e->out && e->task == task); i++) run(w, STEP_MS);
+    if (!(e->out && e->task == task)) CHECK(!"held");
+    return e;
+}
+
+static void lose_answer(world *w, box *b)
+{
+    mgr__answer a = answer_of(MGR__OUTCOME_UNKNOWN);
+    b->hold = MGR__TASK_NONE;
+    box_answer(w, b, MGR__LANE_WORK, &a);
+}
+
+TEST(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = hold(w, a, MGR__TASK_LOCK);
+    apply(w, &e->request);
+    uint64_t lost = look(w, "owners/0").modify_index;
+    CHECK(mgr__str_is(look(w, "owners/0").session, a->core.life));
+    lose_answer(w, a);
+    run(w, 3000);
+    CHECK(works(a, 0));
+    CHECK_INT(times(&a->log, "begin"), 1);
+    CHECK(a->works[0].fence > lost);
+    CHECK_INT(a->works[0].fence, look(w, "owners/0").modify_index);
+    world_end(w);
+}
+
+TEST(no_work_starts_while_an_unlock_is_in_flight)
+{
+    world *w = the_world();
+    mgr__request late;
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    uint64_t fence = a->works[0].fence;
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    mgr__errand *e = hold(w, a, MGR__TASK_UNLOCK);
+    put(w, "cluster/wishes/a", "{\"drain\":false}");       /* the map gives it back, meanwhile */
+    run(w, 1500);
+    CHECK(part_of(a, "0")->assigned);
+    CHECK_INT(times(&a->log, "begin"), 1);
+    CHECK(part_of(a, "0")->watermark >= fence);
+    copy_request(w, &late, &e->request);
+    lose_answer(w, a);
+    run(w, 2000);
+    CHECK(works(a, 0) && a->works[0].fence > fence);
+    forget(a);
+    land_late(w, &late);                                    /* it hangs on the old index: nothing */
+    run(w, 2 * LEASE_MS);
+    CHECK(works(a, 0));
+    CHECK_STR(mgr__buf_cstr(&a->log), "");
+    mgr__arena_free(&late.arena);
+    world_end(w);
+}
+
+TEST(an_unlock_whose_answer_was_lost_is_not_forgotten)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    hold(w, a, MGR__TASK_UNLOCK);
+    lose_answer(w, a);                                      /* it never landed */
+    run(w, 2000);
+    CHECK(!look(w, "owners/0").session.len && value_has(w, "owners/0", "\"released\""));
+    CHECK_INT(part_of(a, "0")->state, MGR__PART_IDLE);
+    world_end(w);
+}
+
+TEST(a_late_lock_on_what_is_no_longer_ours_is_given_back)
+{
+    world *w = the_world();
+    mgr__request late;
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = hold(w, a, MGR__TASK_LOCK);
+    copy_request(w, &late, &e->request);
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    run(w, 300);
+    lose_answer(w, a);
+    run(w, 300);
+    CHECK(!look(w, "owners/0").session.len);
+    land_late(w, &late);
+    CHECK(mgr__str_is(look(w, "owners/0").session, a->core.life));
+    run(w, 3 * LEASE_MS);
+    CHECK(!look(w, "owners/0").session.len && value_has(w, "owners/0", "\"released\""));
+    CHECK(!said(a, "begin"));
+    mgr__arena_free(&late.arena);
+    world_end(w);
+}
+
+TEST(a_lock_is_taken_at_the_index_that_was_read)
+{
+    world *w = the_world();
+    char other[40];
+    box *a = box_open(w, 0, "a", 1);
+    hold(w, a, MGR__TASK_LOCK);
+    session_of(w, "other", other);
+    CHECK(store_do(w, MGR__LOCK, "owners/0", "{\"state\":\"held\",\"life\":\"other\"}", other, 0));     /* somebody was quicker, and is gone again */
+    dc_session_destroy(&w->store, w->now, mgr__str_of(other));
+    a->hold = MGR__TASK_NONE;
+    run(w, DELAY_MS - 500);
+    CHECK(!works(a, 0));
+    run(w, LEASE_MS);
+    CHECK(works(a, 0));
+    world_end(w);
+}
+
+/* ---- the core: losing ---- */
+
+TEST(a_partition_changed_by_hand_is_killed_alone)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 3);
+    run(w, 1000);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    uint64_t fence = a->works[1].fence;
+    forget(a);
+    put(w, "owners/1", "{\"state\":\"held\"}");
+    run(w, LEASE_MS);
+    CHECK(said(a, "kill 1") && !said(a, "kill 0") && !said(a, "kill 2"));
+    CHECK_STR(a->core.life, life);
+    CHECK(works(a, 1) && a->works[1].fence > fence);        /* the lock was still ours: taken anew */
+    forget(a);
+    remove_key(w, "owners/2");
+    run(w, LEASE_MS);
+    CHECK(said(a, "kill 2") && !said(a, "kill 0") && !works(a, 2));      /* missing: lost for delay_max */
+    run(w, DELAY_MS + LEASE_MS);
+    CHECK(works(a, 2));
+    world_end(w);
+}
+
+static void check_new_life(world *w, box *a, const char *life, const char *how)
+{
+    char certificate[100], destroy[100];
+    snprintf(certificate, sizeof certificate, "set cluster/dead/%s", life);
+    snprintf(destroy, sizeof destroy, "destroy %s", life);
+    run(w, LEASE_MS);
+    CHECK(said(a, how));
+    CHECK(!asked(a, certificate));      /* work that was not seen dead is not certified (invariant 4) */
+    CHECK(!said(a, "fresh"));
+    for (int i = 0; i < 2; i++) box_gone(w, a, numbers[i]);
+    a->keeps_work = false;
+    run(w, 1000);
+    CHECK(in_order(&a->asked, certificate, destroy) && in_order(&a->asked, destroy, "create"));
+    CHECK(in_order(&a->log, "fresh", "begin"));
+    CHECK_INT(works_count(a), 2);
+    CHECK(strcmp(a->core.life, life) != 0);
+}
+
+TEST(own_key_removed_ends_the_life)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    a->keeps_work = true;
+    forget(a);
+    remove_key(w, "cluster/instances/a");
+    check_new_life(w, a, life, "session-lost: our own key was removed");
+    world_end(w);
+}
+
+TEST(a_session_taken_away_kills_at_once)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    a->keeps_work = true;
+    forget(a);
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, 50);
+    CHECK(said(a, "kill 0") && said(a, "kill 1"));
+    check_new_life(w, a, life, "session-lost");
+    world_end(w);
+}
+
+/* Nobody sees the picture: the confirmation alone must find out. */
+TEST(a_lost_session_is_found_by_the_confirmation_too)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    a->blocked[MGR__LANE_WATCH] = true;
+    forget(a);
+    dc_session_destroy(&w->store, w->now, mgr__str_of(a->core.life));
+    run(w, LEASE_MS / MGR__CONFIRMS_PER_LEASE + 100);
+    CHECK(said(a, "kill 0") && said(a, "kill 1"));
+    CHECK(said(a, "session-lost: Consul says that our session no longer holds our own key"));
+    world_end(w);
+}
+
+TEST(an_empty_store_is_not_nobody)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    forget(a);
+    mgr__answer empty = answer_of(MGR__OUTCOME_OK);        /* as without the right to read: 200 and nothing */
+    empty.index = a->core.watch_index + 5;
+    a->blocked[MGR__LANE_WATCH] = true;
+    for (int i = 0; i < 2000 && !a->core.errands[MGR__LANE_WATCH].out; i++) run(w, STEP_MS);
+    box_answer(w, a, MGR__LANE_WATCH, &empty);
+    run(w, 2000);
+    CHECK_INT(works_count(a), 2);
+    CHECK(said(a, "lacks key read"));
+    world_end(w);
+}
+
+TEST(work_is_stopped_politely_before_the_lease_ends)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    a->keeps_work = true;
+    a->blocked[MGR__LANE_LEASE] = true;
+    forget(a);
+    run(w, a->lease - GRACE_MS - w->now - 20);
+    CHECK(!said(a, "stop"));
+    run(w, 60);
+    CHECK(said(a, "lease-lost"));
+    CHECK_INT(times(&a->log, "stop "), 2);
+    const char *within = strstr(mgr__buf_cstr(&a->log), "within ");
+    int ms = within ? atoi(within + 7) : -1;
+    CHECK(ms > 0 && ms <= GRACE_MS);
+    CHECK(!a->core.life[0] && a->core.lease_until == 0);
+    world_end(w);
+}
+
+TEST(a_late_confirmation_does_not_reopen_a_lease)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    a->keeps_work = true;
+    a->hold = MGR__TASK_CONFIRM;
+    run(w, LEASE_MS);
+    CHECK(said(a, "lease-lost") && a->core.phase == MGR__PHASE_ENDING);
+    int64_t lease = a->lease;
+    mgr__answer ok = answer_of(MGR__OUTCOME_OK);
+    CHECK(a->core.errands[MGR__LANE_LEASE].out);
+    if (a->core.errands[MGR__LANE_LEASE].out) box_answer(w, a, MGR__LANE_LEASE, &ok);
+    CHECK_INT(a->lease, lease);
+    CHECK_INT(a->core.phase, MGR__PHASE_ENDING);
+    world_end(w);
+}
+
+TEST(a_closed_lease_word_ends_the_life)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    forget(a);
+    a->closed = true;           /* the keeper swapped it: it has begun to kill */
+    run(w, LEASE_MS);
+    CHECK(said(a, "lease-lost") && in_order(&a->log, "kill 0", "fresh") && in_order(&a->log, "fresh", "begin 0"));
+    world_end(w);
+}
+
+/* ---- the core: others' ends ---- */
+
+TEST(the_dead_are_waited_for_unless_certified)
+{
+    for (int certified = 0; certified < 2; certified++) {
+        world *w = the_world();
+        char life[40], key[80];
+        box *a = box_open(w, 0, "a", 2);
+        box *b = box_open(w, 1, "b", 2);
+        run(w, 1500);
+        CHECK(works_count(a) == 1 && works_count(b) == 1);
+        mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+        snprintf(key, sizeof key, "cluster/dead/%s", life);
+        box_dies(a);
+        dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+        run(w, 1000);
+        if (certified) put(w, key, "{}");
+        run(w, certified ? 100 : DELAY_MS - 1100);
+        CHECK_INT(works_count(b), certified ? 2 : 1);
+        run(w, 1500);
+        CHECK_INT(works_count(b), 2);
+        CHECK(said(b, "member-dead") && said(b, "deregistered the dead instance a"));
+        CHECK(!look(w, "cluster/instances/a").modify_index);
+        CHECK_INT(w->store.service_count, 1);
+        world_end(w);
+    }
+}
+
+TEST(a_start_within_the_grace_gets_back_what_it_had)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 4);
+    config.rejoin_grace_ms = 20000;
+    box *a = box_open_as(w, 0, "a", &config);
+    box *b = box_open(w, 1, "b", 4);
+    run(w, 1500);
+    bool had[4];
+    for (int i = 0; i < 4; i++) had[i] = works(a, i);
+    CHECK_INT(works_count(a), 2);
+    char life[40];
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    box_dies(a);
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, 2000);
+    CHECK(look(w, "cluster/instances/a").modify_index != 0);
+    CHECK_INT(works_count(b), 2);
+    a = box_open_as(w, 0, "a", &config);
+    run(w, DELAY_MS + 1000);
+    for (int i = 0; i < 4; i++) CHECK(works(a, i) == had[i]);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    box_dies(a);
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, 20000 + DELAY_MS + 1000);
+    CHECK_INT(works_count(b), 4);           /* the grace is over: another deletes its key */
+    CHECK(!look(w, "cluster/instances/a").modify_index);
+    world_end(w);
+}
+
+/* ---- the core: what people want ---- */
+
+TEST(evict_is_for_the_named_life_alone)
+{
+    world *w = the_world();
+    char wish[100];
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    put(w, "cluster/wishes/a", "{\"drain\":false,\"evict\":\"a-former-life\"}");
+    run(w, 1000);
+    CHECK(a->alive && works_count(a) == 2);
+    snprintf(wish, sizeof wish, "{\"drain\":false,\"evict\":\"%s\"}", a->core.life);
+    put(w, "cluster/wishes/a", wish);
+    run(w, 1000);
+    CHECK(!a->alive);
+    CHECK_INT(a->result, MGR_EVICTED);
+    CHECK(value_has(w, "owners/0", "\"released\"") && !look(w, "cluster/instances/a").modify_index);
+    a = box_open(w, 0, "a", 2);             /* its next life is another one */
+    run(w, 1000);
+    CHECK(a->alive && works_count(a) == 2);
+    world_end(w);
+}
+
+TEST(an_instance_evicts_another)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    box *b = box_open(w, 1, "b", 2);
+    run(w, 1500);
+    CHECK(mgr__cluster_wish(&b->core, mgr__str_of("a"), true, false));
+    box_pump(w, b);
+    run(w, 1000);
+    CHECK(!a->alive && a->result == MGR_EVICTED);
+    CHECK_INT(works_count(b), 2);
+    world_end(w);
+}
+
+TEST(drain_hands_everything_over_and_stays)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4);
+    box *b = box_open(w, 1, "b", 4);
+    run(w, 1500);
+    mgr__cluster_drain(&a->core, true);
+    box_pump(w, a);
+    run(w, 500);
+    CHECK(works_count(a) == 0 && works_count(b) == 4);
+    CHECK_INT(a->core.phase, MGR__PHASE_MEMBER);
+    CHECK(value_has(w, "cluster/instances/a", "\"draining\":true"));
+    mgr__cluster_drain(&a->core, false);
+    box_pump(w, a);
+    run(w, 500);
+    CHECK(works_count(a) == 2 && works_count(b) == 2);
+    mgr__cluster_drain(&a->core, true);
+    mgr__cluster_drain(&b->core, true);
+    box_pump(w, a);
+    box_pump(w, b);
+    run(w, 500);
+    CHECK(works_count(a) == 0 && works_count(b) == 0);
+    CHECK(said(b, "unplaceable: partition 0"));
+    world_end(w);
+}
+
+TEST(a_refusal_moves_the_partition_and_doubles)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    box *b = box_open(w, 1, "b", 2);
+    run(w, 1500);
+    int mine = works(a, 0) ? 0 : 1;
+    mgr__part *part = part_of(a, numbers[mine]);
+    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    CHECK_INT(part->refused_until - w->now, MGR__REFUSE_MS);
+    box_pump(w, a);
+    run(w, 500);
+    CHECK(!works(a, mine) && works(b, mine));
+    run(w, MGR__REFUSE_MS + 500);
+    CHECK(works(a, mine));                  /* the time is over: it may come back */
+    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    CHECK_INT(part->refused_until - w->now, 2 * MGR__REFUSE_MS);
+    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    CHECK_INT(part->refused_until - w->now, 4 * MGR__REFUSE_MS);
+    for (int i = 0; i < 100; i++) mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    CHECK_INT(part->refused_until - w->now, MGR__REFUSE_MAX_MS);
+    mgr__cluster_refuse(&a->core, part, 0, false, w->now);
+    CHECK(!part->refused);
+    mgr__cluster_refuse(&a->core, part, 700, true, w->now);
+    CHECK_INT(part->refused_until - w->now, 700);
+    world_end(w);
+}
+
+TEST(two_instances_of_one_id_and_the_second_gives_way)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    forget(a);
+    box *twin = box_open(w, 1, "a", 2);
+    run(w, MGR__IDENTITY_WAIT_MS + 2000);
+    CHECK(!twin->alive);
+    CHECK_INT(twin->result, MGR_IDENTITY);
+    CHECK(said(twin, "identity: instance id a is held by a live instance"));
+    CHECK(works_count(a) == 2 && !said(a, "kill") && !said(a, "stop"));
+    twin = box_open(w, 1, "a", 2);          /* but a former life that is just ending is waited for */
+    run(w, 500);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 2000);
+    CHECK(!a->alive && twin->alive);
+    CHECK_INT(works_count(twin), 2);
+    world_end(w);
+}
+
+TEST(leaving_gives_all_back_and_cleans_up)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    a->keeps_work = true;
+    forget(a);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 1000);
+    CHECK_INT(times(&a->log, "stop "), 2);
+    CHECK(a->alive && !said(a, "kill") && value_has(w, "cluster/instances/a", "\"leaving\":true"));
+    mgr__cluster_leave(&a->core);           /* again: at once */
+    box_pump(w, a);
+    CHECK_INT(times(&a->log, "kill "), 2);
+    box_gone(w, a, "0");
+    box_gone(w, a, "1");
+    run(w, 1000);
+    CHECK(!a->alive && a->result == MGR_OK);
+    CHECK(value_has(w, "owners/0", "\"released\"") && value_has(w, "owners/1", "\"released\""));
+    CHECK(!look(w, "cluster/instances/a").modify_index);
+    CHECK_INT(dc_session_count(&w->store), 0);
+    CHECK_INT(w->store.service_count, 0);
+    char certificate[80];
+    snprintf(certificate, sizeof certificate, "cluster/dead/%s", life);
+    CHECK(!look(w, certificate).modify_index);      /* nothing was in doubt */
+    world_end(w);
+}
+
+TEST(a_set_changed_on_command_is_followed)
+{
+    world *w = the_world();
+    mgr__set set;
+    mgr__str bad;
+    box *a = box_open(w, 0, "a", 2);
+    box *b = box_open(w, 1, "b", 0);        /* takes the cluster's */
+    run(w, 1500);
+    CHECK(works_count(a) == 1 && works_count(b) == 1);
+    mgr__set_make(&set, &w->heap, numbers + 1, 7, &bad);
+    mgr__cluster_command_set(&b->core, &set);
+    box_pump(w, b);
+    run(w, 1000);
+    CHECK_INT(works_count(a) + works_count(b), 7);
+    CHECK(!works(a, 0) && !works(b, 0));
+    CHECK(!look(w, "owners/0").session.len && value_has(w, "owners/0", "\"released\""));
+    CHECK(!part_of(a, "0") && !part_of(b, "0"));
+    world_end(w);
+}
+
+TEST(without_partitions_an_instance_waits_for_a_set)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("b", 0);
+    config.start_timeout_ms = 4000;
+    box *b = box_open_as(w, 0, "b", &config);
+    run(w, 2000);
+    CHECK(b->alive && b->core.phase == MGR__PHASE_SET);
+    CHECK_INT(set_now(w, numbers, 2, 0), MGR_OK);
+    run(w, 1000);
+    CHECK_INT(works_count(b), 2);
+    world_end(w);
+    w = the_world();
+    b = box_open_as(w, 0, "b", &config);
+    run(w, 6000);
+    CHECK(!b->alive && b->result == MGR_TIMEOUT);
+    world_end(w);
+}
+
+/* ---- the core: the store goes back in time ---- */
+
+/* As after the restore of a snapshot: the same keys and session, at low indices. */
+static void restore(world *w, box *b)
+{
+    dc_store old = w->store;
+    mgr__kv kvs[40];
+    size_t count = dc_list(&old, mgr__str_of("manager/svc/"), kvs, MGR__COUNT(kvs));
+    dc_open(&w->store, &w->heap, 77);
+    dc_session_create(&w->store, w->now, mgr__str_of("manager/svc/"), TTL_MS, 0, NULL, 0);
+    mgr__copy_text(w->store.sessions[0]->id, DC_ID_BYTES, mgr__str_of(b->core.life));
+    for (size_t i = 0; i < count; i++) {
+        uint32_t failed[MGR__TXN_OPS_MAX];
+        size_t results = 8, failed_count;
+        mgr__kv out[8];
+        bool ours = mgr__str_is(kvs[i].session, b->core.life);
+        mgr__op op = op_of(ours ? MGR__LOCK : MGR__SET, "", "", "", 0);
+        op.key = kvs[i].key;
+        op.value = kvs[i].value;
+        op.session = kvs[i].session;
+        CHECK(dc_txn(&w->store, w->now, &op, 1, out, &results, failed, &failed_count));
+    }
+    dc_close(&old);
+}
+
+TEST(fences_grow_although_the_index_went_down)
+{
+    world *w = the_world();
+    char filler[40];
+    box *a = box_open(w, 0, "a", 3);
+    for (int i = 0; i < 300; i++) { snprintf(filler, sizeof filler, "%d", i); put(w, "filler", filler); }
+    run(w, 1000);
+    CHECK_INT(works_count(a), 3);
+    uint64_t top = a->works[0].fence;
+    restore(w, a);
+    CHECK(dc_index(&w->store) < top);
+    forget(a);
+    run(w, 4 * LEASE_MS + DELAY_MS);
+    CHECK(said(a, "kill 0") && said(a, "index went down"));     /* confirmed at once: the locks are not as they were */
+    CHECK_INT(works_count(a), 3);                               /* box_begin has checked the fences */
+    CHECK(a->works[0].fence > top && a->core.picture.marker.fence_base >= top);
+    world_end(w);
+}
+
+/* Another's fences are not known here; that a lock got a lower index than was ever
+ * seen says enough, before any picture shows it. */
+TEST(a_lock_below_all_that_was_seen_starts_no_work)
+{
+    world *w = the_world();
+    box *b = box_open(w, 1, "b", 2);
+    for (int i = 0; i < 300; i++) { char filler[40]; snprintf(filler, sizeof filler, "%d", i); put(w, "filler", filler); }
+    run(w, 1000);
+    b->keeps_work = true;
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    CHECK(works_count(b) == 2 && works_count(a) == 0);          /* one of them is to be a's */
+    a->blocked[MGR__LANE_WATCH] = true;
+    box_dies(b);
+    restore(w, a);
+    run(w, DELAY_MS + 3 * LEASE_MS);
+    CHECK_INT(works_count(a), 0);
+    a->blocked[MGR__LANE_WATCH] = false;
+    run(w, DELAY_MS + 3 * LEASE_MS);
+    CHECK_INT(works_count(a), 2);                               /* box_begin has checked the fences */
+    world_end(w);
+}
+
+TEST(a_wiped_store_is_set_up_anew_as_lost)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    for (int i = 0; i < 300; i++) { char filler[40]; snprintf(filler, sizeof filler, "%d", i); put(w, "filler", filler); }
+    run(w, 1000);
+    uint64_t top = a->works[0].fence;
+    dc_close(&w->store);
+    dc_open(&w->store, &w->heap, 78);
+    forget(a);
+    int64_t wiped = w->now;
+    while (!said(a, "begin") && w->now < wiped + 10 * LEASE_MS) run(w, STEP_MS);
+    CHECK(said(a, "kill 0"));
+    CHECK(w->now - wiped >= DELAY_MS);      /* nobody says that all others are dead */
+    CHECK(a->works[0].fence > top);
+    world_end(w);
+}
+
+/* ---- the core: without memory ---- */
+
+static void *failing(void *user, void *ptr, size_t old_bytes, size_t new_bytes)
+{
+    long *left = (long *)user;
+    (void)old_bytes;
+    if (!new_bytes) { free(ptr); return NULL; }
+    return (*left)-- == 0 ? NULL : realloc(ptr, new_bytes);
+}
+
+/* The Nth allocation fails, for growing N until none does: no crash, no leak, and
+ * the core says that it failed or goes on. */
+TEST(the_core_survives_any_failed_allocation)
+{
+    bool done = false;
+    long n = 0;
+    for (; n < 3000 && !done; n += n < 150 ? 1 : 7) {
+        long left = n;
+        mgr_allocator allocator;
+        world *w = the_world();
+        allocator.resize = failing;
+        allocator.user = &left;
+        w->boxes[0].heap = mgr__heap_make(&allocator);
+        box *a = box_open(w, 0, "a", 2);
+        if (!a->alive) mgr__cluster_close(&a->core);
+        for (int i = 0; i < 60 && a->alive && !a->core.failed; i++) run(w, STEP_MS);
+        done = left >= 0;
+        CHECK(!done || works_count(a) == 2);
+        world_end(w);
+    }
+    CHECK(done);
+}
+
+int main(int argc, char **argv)
+{
+    RUN(sets_are_written_with_ranges_and_read_back);
+    RUN(a_set_may_have_65536_numbers);
+    RUN(malformed_sets_are_refused);
+    RUN(a_set_s_hash_depends_on_its_names_alone);
+    RUN(bad_partition_names_are_named);
+    RUN(markers_are_read_back_and_unknown_fields_skipped);
+    RUN(holdings_that_cannot_be_read_count_as_lost);
+    RUN(wishes_are_read_back_and_bad_ones_wish_nothing);
+    RUN(a_picture_takes_what_is_ours_and_skips_the_rest);
+    RUN(members_are_read_back);
+    RUN(who_counts_in_the_map);
+    RUN(keys_are_made_below_their_root_only);
+    RUN(when_a_partition_may_be_taken);
+    RUN(a_first_set_is_put_in_force);
+    RUN(the_set_is_named_last);
+    RUN(a_second_starter_waits_for_a_half_made_marker_and_takes_over);
+    RUN(a_starter_waits_anew_when_the_half_made_marker_changes);
+    RUN(a_first_set_is_lost_where_others_have_a_session);
+    RUN(sessions_are_counted_behind_the_marker);
+    RUN(owner_keys_hang_on_the_marker);
+    RUN(who_remembers_a_set_calls_nothing_released);
+    RUN(a_replaced_set_makes_only_new_names_released);
+    RUN(a_lower_version_never_replaces_a_higher_one);
+    RUN(the_setter_begins_again_after_a_conflict_but_not_for_ever);
+    RUN(the_setter_says_why_it_failed);
+    RUN(starters_that_race_end_with_one_whole_set);
+    RUN(an_instance_enters_and_takes_all_there_is);
+    RUN(nothing_is_asked_while_nothing_changes_but_the_lease);
+    RUN(the_lease_counts_from_when_the_confirmation_was_sent);
+    RUN(a_release_is_sent_when_work_is_gone_and_wakes_the_next);
+    RUN(moves_max_bounds_the_releases_in_flight);
+    RUN(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted);
+    RUN(no_work_starts_while_an_unlock_is_in_flight);
+    RUN(an_unlock_whose_answer_was_lost_is_not_forgotten);
+    RUN(a_late_lock_on_what_is_no_longer_ours_is_given_back);
+    RUN(a_lock_is_taken_at_the_index_that_was_read);
+    RUN(a_partition_changed_by_hand_is_killed_alone);
+    RUN(own_key_removed_ends_the_life);
+    RUN(a_session_taken_away_kills_at_once);
+    RUN(a_lost_session_is_found_by_the_confirmation_too);
+    RUN(an_empty_store_is_not_nobody);
+    RUN(work_is_stopped_politely_before_the_lease_ends);
+    RUN(a_late_confirmation_does_not_reopen_a_lease);
+    RUN(a_closed_lease_word_ends_the_life);
+    RUN(the_dead_are_waited_for_unless_certified);
+    RUN(a_start_within_the_grace_gets_back_what_it_had);
+    RUN(evict_is_for_the_named_life_alone);
+    RUN(an_instance_evicts_another);
+    RUN(drain_hands_everything_over_and_stays);
+    RUN(a_refusal_moves_the_partition_and_doubles);
+    RUN(two_instances_of_one_id_and_the_second_gives_way);
+    RUN(leaving_gives_all_back_and_cleans_up);
+    RUN(a_set_changed_on_command_is_followed);
+    RUN(without_partitions_an_instance_waits_for_a_set);
+    RUN(fences_grow_although_the_index_went_down);
+    RUN(a_lock_below_all_that_was_seen_starts_no_work);
+    RUN(a_wiped_store_is_set_up_anew_as_lost);
+    RUN(the_core_survives_any_failed_allocation);
+    return test__end();
+}
