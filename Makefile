@@ -6,6 +6,7 @@
 #   make unit       only what needs no cluster
 #   make sanitize   the unit tests under ASan and UBSan
 #   make fuzz       each fuzzer for FUZZ_S seconds
+#   make mutants    take each safety rule out, and see that a test notices
 #   make warnings   every warning, every compiler and standard found here
 #   make demo       watch a small cluster work
 #   make install    PREFIX=/usr/local DESTDIR=
@@ -31,7 +32,7 @@ E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
 # One header: everything depends on it, and on whatever small headers stand beside.
 HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
 
-.PHONY: all test test-build unit sanitize fuzz warnings demo install clean distclean
+.PHONY: all test test-build unit sanitize fuzz mutants warnings demo install clean distclean
 all: $(EXAMPLES)
 
 $(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
@@ -64,6 +65,9 @@ sanitize:
 
 fuzz:
 	@tests/fuzz.sh
+
+mutants:
+	@CC="$(CC)" tests/mutants.sh
 
 warnings:
 	@tests/warnings.sh

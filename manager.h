@@ -4421,6 +4421,12 @@ static mgr__action *mgr__cluster_act(mgr__cluster *c, mgr__action_kind kind)
     return action;
 }
 
+/* Texts are one line, whatever a name or an answer of Consul holds. */
+static void mgr__one_line(char *text)
+{
+    for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+}
+
 static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...) MGR__PRINTF(5, 6);
 static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...)
 {
@@ -4432,6 +4438,7 @@ static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *
     va_start(args, format);
     vsnprintf(action->text, sizeof action->text, format, args);
     va_end(args);
+    mgr__one_line(action->text);
 }
 
 static mgr__str mgr__nobody(void) { return mgr__str_of(""); }
@@ -10397,7 +10404,7 @@ static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';     /* one line, whatever a name holds */
+    mgr__one_line(text);
     mgr__buf_clear(&m->error);
     mgr__buf_text(&m->error, text);
     return result;
@@ -10979,27 +10986,33 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
     if (work) mgr__work_look(m, work);
 }
 
+/* Also of one that ended before anybody looked: no end without a start. */
+static void mgr__proc_started(mgr *m, mgr__proc *proc, const mgr__worker_report *report)
+{
+    if (proc->pid == report->pid) return;
+    proc->pid = report->pid;
+    proc->ended = false;
+    if (proc->check) return;
+    mgr__tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
+    mgr__proc_note(m, proc);
+}
+
 static void mgr__take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_report *report, int64_t now)
 {
     mgr__proc *proc = NULL;
     for (size_t i = 0; i < m->proc_count && !proc; i++)
         if (m->procs[i]->alive && m->procs[i]->keeper == keeper && m->procs[i]->slot == report->slot) proc = m->procs[i];
     if (!proc) return;
-    if (!proc->pid && report->state != MGR__WORKER_RUNNING) proc->pid = report->pid;
     if (report->stuck && !proc->stuck_told) {
         proc->stuck_told = true;
         mgr__tell_proc(m, MGR_EVENT_STUCK, proc, 0, "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone", proc->name, (long)report->pid);
     }
     switch (report->state) {
-    case MGR__WORKER_RUNNING:
-        if (proc->pid == report->pid) break;
-        proc->pid = report->pid;
-        proc->ended = false;
-        if (proc->check) break;
-        mgr__tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
-        mgr__proc_note(m, proc);
+    case MGR__WORKER_RUNNING: mgr__proc_started(m, proc, report); break;
+    case MGR__WORKER_EMPTY:
+        mgr__proc_started(m, proc, report);
+        mgr__proc_ended(m, proc, report->status, 0, now);
         break;
-    case MGR__WORKER_EMPTY: mgr__proc_ended(m, proc, report->status, 0, now); break;
     case MGR__WORKER_FAILED: mgr__proc_ended(m, proc, report->status, report->error ? report->error : EIO, now); break;
     case MGR__WORKER_FREE: case MGR__WORKER_STARTING: case MGR__WORKER_STOPPING: case MGR__WORKER_EXITED: break;
     }
@@ -11594,6 +11607,8 @@ MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
     for (int i = 0; i < MGR__LANE_COUNT; i++) m->http[i].fd = -1;
     mgr_result result = desc ? mgr__open_parts(m, desc) : mgr__fail(m, MGR_INVALID, "a mgr_desc is needed");
     m->opened = result == MGR_OK;
+    if (m->error.at) mgr__one_line(m->error.at);
+    if (m->opened && !m->desc.observer) mgr__loop_deadline(&m->loop, 1);     /* to enter: a foreign loop polls before it dispatches */
     return result;
 }
 
@@ -11759,6 +11774,7 @@ static mgr_result mgr__run_process(mgr *m, const char *partition, const char *na
     if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
     proc->daemon = daemon;
     result = mgr__proc_start(m, proc, mgr__io_now(&m->io));
+    mgr__loop_wake(&m->loop);
     if (result == MGR_OK) return MGR_OK;
     mgr__proc_free(m, proc);
     return mgr__fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
@@ -11780,6 +11796,7 @@ MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
     mgr__proc *proc = name ? mgr__proc_find(m, name) : NULL;
     if (!proc || !proc->alive) return mgr__fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
     mgr__keeper_signal(proc->keeper, proc->slot, signal_number);
+    mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
 
@@ -12011,6 +12028,7 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     check->check.argv = mgr__copy_list(&check->arena, given->argv, NULL);
     check->partition = partition ? mgr__arena_str(&check->arena, mgr__str_of(partition)).at : NULL;
     check->script = script;
+    if (check->arena.failed) { mgr__arena_free(&check->arena); mgr__free(&m->heap, check); return mgr__fail(m, MGR_NO_MEMORY, "out of memory"); }
     if (!check->check.interval_ms) check->check.interval_ms = 10000;
     if (!check->check.timeout_ms) check->check.timeout_ms = 30000;
     check->due_at = mgr__io_now(&m->io) + (script ? check->check.interval_ms : check->check.ttl_ms);
@@ -12020,9 +12038,11 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
         mgr__arena_free(&old->arena);
         *old = *check;
         mgr__free(&m->heap, check);
+        mgr__loop_wake(&m->loop);
         return MGR_OK;
     }
     m->checks[m->check_count++] = check;
+    mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
 

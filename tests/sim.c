@@ -76,7 +76,7 @@ typedef struct sim {
     bool         faults, trace;
     /* rates, per run: mean ms between two of a kind; 0: never */
     uint32_t     every_crash, every_host_death, every_freeze, every_cut, every_destroy, every_delete, every_stall, every_leave, every_evict;
-    uint32_t     lose_per_mille, late_per_mille, slow_ms, watch_lag_ms;
+    uint32_t     lose_per_mille, late_per_mille, slow_ms, slow_per_mille, watch_lag_ms;
     uint64_t     starts, crashes, handovers;
     const char  *bad;
     char         bad_text[300];
@@ -239,7 +239,7 @@ static void sim_apply(sim *s, sim_message *m)
     }
 }
 
-static uint32_t sim_latency(sim *s) { return 1 + sim_below(s, 1 + (sim_chance(s, 30) ? s->slow_ms : 8)); }
+static uint32_t sim_latency(sim *s) { return 1 + sim_below(s, 1 + (sim_chance(s, s->slow_per_mille) ? s->slow_ms : 8)); }
 
 static void sim_send(sim *s, int index, mgr__lane lane)
 {
@@ -335,7 +335,7 @@ static void sim_begin_work(sim *s, sim_instance *in, mgr__part *part)
     for (int i = 0; i < s->instance_count; i++)
         if (s->in[i].work[p].alive) sim_fail(s, "two owners: another one works", s->in[i].id, part->name.at);
     if (part->fence <= s->top_fence[p]) sim_fail(s, "a fence did not grow", in->id, part->name.at);
-    if (s->calm && s->ended_at[p] > 0 && s->now - s->ended_at[p] > SIM_CALM_GAP_MS && s->now - s->disturbed_at < SIM_CALM_MS)
+    if (s->calm && s->disturbed_at && s->ended_at[p] > 0 && s->now - s->ended_at[p] > SIM_CALM_GAP_MS && s->now - s->disturbed_at < SIM_CALM_MS)
         sim_fail(s, "a hand-over took too long though all was well", in->id, part->name.at);
     if (in->closed) { return; }     /* the keeper starts nothing once it has closed: reported gone when asked to stop */
     s->top_fence[p] = part->fence;
@@ -567,7 +567,7 @@ static void sim_delete_key(sim *s)
 static void sim_disturb(sim *s)
 {
     int i = 1 + (int)sim_below(s, (uint32_t)s->instance_count - 1);
-    if (s->now < 12000 || s->now - s->disturbed_at < SIM_CALM_MS || !s->in[i].core_alive) return;
+    if (s->now < 30000 || s->now - s->disturbed_at < SIM_CALM_MS || !s->in[i].core_alive) return;
     s->disturbed_at = s->now;
     if (sim_chance(s, 500)) { sim_say(s, "%s manager killed", s->in[i].id); sim_core_dies(s, i); return; }
     mgr__cluster_leave(&s->in[i].core);
@@ -652,10 +652,11 @@ static void sim_setup(sim *s, uint64_t seed)
     s->every_evict = sim_rate(s, 40000);
     s->lose_per_mille = sim_chance(s, 500) ? sim_below(s, 60) : 0;
     s->late_per_mille = sim_chance(s, 500) ? sim_below(s, 60) : 0;
+    s->slow_per_mille = 30;
     s->slow_ms = sim_chance(s, 500) ? 20 : sim_below(s, 2500);
     s->watch_lag_ms = sim_chance(s, 500) ? 0 : sim_below(s, 5000);
     s->calm = sim_chance(s, 200);
-    if (s->calm) { s->lose_per_mille = s->late_per_mille = 0; s->slow_ms = 20; s->watch_lag_ms = 30; }
+    if (s->calm) { s->lose_per_mille = s->late_per_mille = 0; s->slow_per_mille = 200; s->slow_ms = 60; s->watch_lag_ms = 0; s->part_count = 1 + s->part_count / 6; }
     for (int i = 0; i < s->instance_count; i++) {
         sim_instance *in = &s->in[i];
         snprintf(in->id, sizeof in->id, "i%d", i);
