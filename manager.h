@@ -6040,7 +6040,7 @@ static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
 static void mgr__cluster_pump(mgr__cluster *c, int64_t now)
 {
     if (c->failed || c->phase == MGR__PHASE_LEFT) return;
-    mgr__cluster_drop_parts(c);
+    if (!c->action_count) mgr__cluster_drop_parts(c);       /* actions not yet carried out point to partitions */
     mgr__cluster_lease_time(c, now);
     mgr__cluster_own_time(c, now);
     mgr__cluster_map(c);

@@ -236,7 +236,10 @@ static void box_act(world *w, box *b, const mgr__action *a)
         break;
     case MGR__ACT_LIFE: mgr__buf_text(&b->log, "life\n"); break;
     case MGR__ACT_FRESH_KEEPER: mgr__buf_text(&b->log, "fresh\n"); b->closed = false; mgr__cluster_ready(&b->core); break;
-    case MGR__ACT_EVENT: mgr__buf_printf(&b->log, "%s: %s\n", mgr_event_word(a->event), a->text); break;
+    case MGR__ACT_EVENT:
+        if (a->part && !strstr(a->text, a->part->name.at)) CHECK(!"an event names its partition");
+        mgr__buf_printf(&b->log, "%s: %s\n", mgr_event_word(a->event), a->text);
+        break;
     case MGR__ACT_LEFT: b->alive = false; b->result = a->result; break;
     }
 }
