@@ -7,6 +7,9 @@
 #   make sanitize   the unit tests under ASan and UBSan
 #   make fuzz       each fuzzer for FUZZ_S seconds
 #   make mutants    take each safety rule out, and see that a test notices
+#   make faults     every failure on three servers, hosts in network namespaces (root);
+#                   ROUNDS=2 SEED=1 SCENARIO=
+#   make bench-rush placement against its alternatives: a table, and build/rush.svg
 #   make warnings   every warning, every compiler and standard found here
 #   make demo       watch a small cluster work
 #   make install    PREFIX=/usr/local DESTDIR=
@@ -32,7 +35,7 @@ E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
 # One header: everything depends on it, and on whatever small headers stand beside.
 HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
 
-.PHONY: all test test-build unit sanitize fuzz mutants warnings demo install clean distclean
+.PHONY: all test test-build unit sanitize fuzz mutants faults bench-rush warnings demo install clean distclean
 all: $(EXAMPLES)
 
 $(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
@@ -69,10 +72,23 @@ fuzz:
 mutants:
 	@CC="$(CC)" tests/mutants.sh
 
+$(T)/bench_rush: TEST_CFLAGS = -O2 -g
+$(T)/faults $(T)/bench_rush: $(T)/%: tests/%.c $(HEADERS)
+	@mkdir -p $(T)
+	$(CC) $(STD) $(TEST_WARN) $(CPPFLAGS) -I. -Iexamples -Itests $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+ROUNDS ?= 2
+SEED ?= 1
+faults: $(T)/faults $(B)/manager $(B)/consul.path
+	@CONSUL="$$(cat $(B)/consul.path)" $(T)/faults $(ROUNDS) $(SEED) $(SCENARIO)
+
+bench-rush: $(T)/bench_rush
+	@$(T)/bench_rush $(B)/rush.svg
+
 warnings:
 	@tests/warnings.sh
 
-demo: all
+demo: $(B)/manager $(B)/demo
 	@$(B)/demo
 
 install: $(B)/manager

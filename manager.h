@@ -24,6 +24,12 @@
  *         return mgr_daemonize(m, partition, NULL, &process) == MGR_OK ? MGR_DONE : MGR_UNFIT;
  *     }
  *
+ *     static void say(mgr_log_level level, const char *text, void *user)
+ *     {
+ *         (void)level; (void)user;
+ *         fprintf(stderr, "%s\n", text);
+ *     }
+ *
  *     int main(void)
  *     {
  *         const char *names[] = { "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15" };
@@ -34,6 +40,7 @@
  *         desc.partition_count = 16;
  *         desc.handle_signals = true;
  *         desc.on_acquire = start;
+ *         desc.on_log = say;
  *         mgr_result result = mgr_open(&m, &desc);
  *         if (result == MGR_OK) result = mgr_run(m);
  *         if (result != MGR_OK) fprintf(stderr, "%s\n", mgr_error_text(m));
@@ -93,11 +100,11 @@
  *         |       ^                             |                  |        | the map gives it
  *         |       +-------- lock lost ----------+                  |        | to another, leave,
  *         |                                                        |        | drain, refuse
- *         |  unlock confirmed              all of it gone          |        v
- *         +--------- UNLOCKING <---------------------------------- | -- RELEASING
+ *         |  unlock confirmed        all of it gone                |        v
+ *         +--------- UNLOCKING <--------------------------------------- RELEASING
  *         |                                                        |        |
  *         |  all of it gone                 session, lease or lock is gone  |
- *         +----------- LOST <---------------------------------------+-------+
+ *         +----------- LOST <--------------------------------------+--------+
  *
  *     IDLE -> ACQUIRING        mgr__cluster_ask_lock, when mgr__part_takeable_at allows it
  *     ACQUIRING -> ASSUMED     mgr__cluster_lock_won
@@ -105,7 +112,7 @@
  *     ASSUMED -> RELEASING     mgr__part_release
  *     RELEASING -> UNLOCKING   mgr__cluster_gone
  *     UNLOCKING -> IDLE        mgr__cluster_unlock_answer, mgr__cluster_read_part
- *     any -> LOST              mgr__part_lose
+ *     ASSUMED, RELEASING -> LOST   mgr__part_lose (the other states have no work: IDLE)
  *     LOST -> IDLE             mgr__cluster_gone
  *
  * ---- What is promised -------------------------------------------------------
@@ -167,7 +174,9 @@
  *
  * Names enter keys with everything outside [A-Za-z0-9_-] as %XX.
  *
- *     cluster/partitions      hash, count, version, placement, delay_max, fence_base
+ *     cluster/partitions      hash, count, version, placement, delay_max, fence_base,
+ *                             replaced: a start with a set that was replaced does
+ *                             not bring it back; a command does
  *     cluster/instances/<id>  life, weight, lease, delay, grace, joining, leaving,
  *                             draining, releases, node, service, refuses; locked
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
@@ -187,12 +196,17 @@
  *     MGR_WORKER_COUNT_MAX     4096     processes of one instance
  *     MGR_CHECK_COUNT_MAX      1024
  *     MGR_ADDRESS_COUNT_MAX    16       of agents
- *     MGR_BODY_BYTES_MAX       16 MiB   one answer; MGR_HEAD_BYTES_MAX 16 KiB its head
+ *     MGR_BODY_BYTES_MAX       48 MiB   one answer; MGR_HEAD_BYTES_MAX 16 KiB its head
  *     MGR_SPAWN_BYTES_MAX      256 KiB  arguments and environment of a process
  *     MGR_KILL_MARGIN_MS       900      from SIGKILL until a worker is surely gone
  *     MGR_CONNECT_TIMEOUT_MS   1000     then the next address
  *     MGR__JSON_DEPTH_MAX      64
- *     posts waiting            256
+ *     MGR__POST_COUNT_MAX      256      posts waiting
+ *     MGR__TXN_OPS_MAX         64       operations of a transaction (Consul 1.8)
+ *     MGR__CRASH_LOOP          10       ends in a row, then another instance shall try
+ *     MGR__REFUSE_MAX_MS       1 h      a refusal, however often repeated
+ *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
+ *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
  *
  * ---- Configuration macros, to be set before the implementation -------------------
  *
@@ -296,7 +310,7 @@ typedef struct mgr_grant mgr_grant;     /* the right to work on one partition; l
 #define MGR_ADDRESS_COUNT_MAX 16        /* addresses of Consul agents, after looking names up */
 #endif
 #ifndef MGR_BODY_BYTES_MAX
-#define MGR_BODY_BYTES_MAX (16u << 20)  /* one answer of Consul */
+#define MGR_BODY_BYTES_MAX (48u << 20)  /* one answer of Consul: 65536 owner keys are 26 MiB */
 #endif
 #ifndef MGR_HEAD_BYTES_MAX
 #define MGR_HEAD_BYTES_MAX (16u << 10)  /* its status line and header fields */
@@ -390,7 +404,14 @@ typedef enum mgr_event_kind {
     MGR__EVENT_COUNT
 } mgr_event_kind;
 
-/* Every pointer lives for the call; absent ones are "". */
+/* Every pointer lives for the call; absent ones are "".
+ *
+ *   set        in the events of
+ *   partition  assumed .. unplaceable, started .. stuck, checks of a partition
+ *   instance   member-*, identity, waiting (who holds it)
+ *   name, pid  started .. stuck: the process; check: its id
+ *   fence      assumed .. released, started .. stuck
+ *   status     exited, ended, check */
 typedef struct mgr_event {
     mgr_event_kind kind;
     const char    *partition;
@@ -458,11 +479,29 @@ typedef struct mgr_desc {
     bool        handle_signals;      /* SIGTERM and SIGINT leave; a second one kills at once */
     bool        observer;            /* no session, no keeper, no work: status and admin calls only */
 
+    /* Callbacks run in the thread that steps, inside mgr_step, mgr_run or mgr_dispatch.
+     * They must not block: the same thread confirms the lease. Anything may be called
+     * in them but stepping (MGR_REENTRANT) and mgr_close. Strings live for the call. */
+
+    /* The partition is ours: begin its work, with mgr_daemonize, mgr_exec, or inside the
+     * program. MGR_DONE, MGR_PENDING: begun (if no process was started, the work is in
+     * the program). MGR_UNFIT: not begun; another instance shall have it. The grant
+     * lives until mgr_close. NULL: nothing is begun. */
     mgr_answer (*on_acquire)(mgr *m, const char *partition, const mgr_grant *grant, void *user);
+
+    /* A planned end: the lock is kept until all is gone. MGR_DONE: the work inside the
+     * program has ended; processes are now told to stop. MGR_PENDING: mgr_released will
+     * say so; processes are left alone until then, and killed after within_ms. NULL: as
+     * MGR_DONE. */
     mgr_answer (*on_release)(mgr *m, const char *partition, uint32_t within_ms, void *user);
+
+    /* The lock or the lease is gone, or about to go: work inside the program must have
+     * ended when this returns (unless it is held: see mgr_hold). Its processes are being
+     * stopped already. why: MGR_LOST, MGR_NO_MEMORY. */
     void       (*on_lost)(mgr *m, const char *partition, mgr_result why, void *user);
-    void       (*on_event)(mgr *m, const mgr_event *event, void *user);
-    void       (*on_log)(mgr_log_level level, const char *text, void *user);
+
+    void       (*on_event)(mgr *m, const mgr_event *event, void *user);    /* everything that happens; nothing is silent */
+    void       (*on_log)(mgr_log_level level, const char *text, void *user);  /* the texts of the same events, for those who only print */
     void        *user;
     mgr_allocator allocator;
 
@@ -474,7 +513,7 @@ typedef struct mgr_process {
     uint32_t _start_canary;
     const char *const *argv;         /* NULL-terminated; argv[0] is looked up on the PATH */
     const char *const *env;          /* "NAME=value", NULL-terminated, added to ours; NULL: nothing */
-    const char *directory;           /* default "/" */
+    const char *directory;           /* default: where mgr_open was called */
     int         stop_signal;         /* default SIGTERM */
     uint32_t    stop_grace_ms;       /* default the descriptor's */
     uint32_t    start_timeout_ms;    /* until exec; default 10000 */
@@ -609,16 +648,20 @@ MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name,
 MGRAPI pid_t      mgr_pid(const mgr *m, const char *name);     /* 0: not running. For display: signals go through mgr_kill */
 MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number);   /* MGR_NOT_FOUND: no such process */
 
-/* ---- work inside the program ---- */
+/* ---- work inside the program ----
+ * MGR_STATE: the partition is not assumed (mgr_released: not held) by this instance. */
 MGRAPI mgr_result mgr_hold(mgr *m, const char *partition);     /* more than processes: released only by mgr_released or our death */
 MGRAPI mgr_result mgr_released(mgr *m, const char *partition); /* the in-process work of the partition is gone */
 MGRAPI uint64_t   mgr_fence(const mgr *m, const char *partition);  /* 0: not assumed */
 MGRAPI int64_t    mgr_lease_left_ms(const mgr *m);             /* any thread; 0 for NULL, and once the lease is lost */
 
-/* ---- the cluster ---- */
+/* ---- the cluster ----
+ * In a member these take effect in later steps, and events tell; in an observer they
+ * wait for Consul's answer, 8 s a request: MGR_UNREACHABLE, MGR_DENIED, MGR_CONFLICT.
+ * MGR_INVALID: bad, empty or duplicate names; MGR_NOT_FOUND: no such instance or partition. */
 MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count);  /* for the whole service */
 MGRAPI mgr_result mgr_drain(mgr *m, bool on);                  /* hand everything over, stay a member */
-MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /* let another have it; 0: take it back */
+MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /* let another have it: for_ms, doubled with each repeat, an hour at most; 0: take it back */
 MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another instance to leave */
 MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /* the same for draining */
 
@@ -3277,6 +3320,7 @@ typedef enum mgr__outcome {
 
 typedef struct mgr__answer {
     mgr__outcome outcome;
+    int          status;        /* of HTTP; 0: no answer came */
     uint64_t     index;         /* X-Consul-Index, 0 if absent */
     bool         no_leader;     /* X-Consul-KnownLeader: false */
     mgr__kv     *kvs;           /* LIST, WATCH, SESSION_LIST; TXN: one per op that yields an entry, in order */
@@ -3381,8 +3425,8 @@ static const char *mgr__set_make(mgr__set *set, mgr__heap *heap, const char *con
 {
     memset(set, 0, sizeof *set);
     mgr__arena_init(&set->arena, heap);
-    *bad = mgr__str_of("");
-    if (count > MGR_PARTITION_COUNT_MAX) return "are more partitions than MGR_PARTITION_COUNT_MAX";
+    *bad = mgr__str_of(count ? names[0] : "");
+    if (count > MGR_PARTITION_COUNT_MAX) return "stands in a list of more than MGR_PARTITION_COUNT_MAX names";
     set->names = (mgr__str *)mgr__arena_alloc(&set->arena, (count + 1) * sizeof *set->names);
     if (!set->names) return "does not fit in memory";
     for (size_t i = 0; i < count; i++) set->names[set->count++] = mgr__arena_str(&set->arena, mgr__str_of(names[i]));
@@ -3495,7 +3539,10 @@ static bool mgr__set_read(mgr__set *set, mgr__heap *heap, mgr__str text)
 
 /* ---- the marker cluster/partitions: which set is in force ---- */
 
+enum { MGR__REPLACED_MAX = 16 };
+
 typedef struct mgr__marker {
+    char     replaced[MGR__REPLACED_MAX][17];   /* hashes of the sets before this one, newest first: starting with one of them is no wish for it */
     bool     exists;
     char     hash[17];          /* "": a first set is being made */
     uint64_t version;
@@ -3519,7 +3566,39 @@ static void mgr__marker_write(const mgr__marker *marker, mgr__buf *out)
     mgr__jw_key(&jw, "placement_version"); mgr__jw_u64(&jw, 1);
     mgr__jw_key(&jw, "delay_max");         mgr__jw_u64(&jw, marker->delay_max_ms);
     mgr__jw_key(&jw, "fence_base");        mgr__jw_u64(&jw, marker->fence_base);
+    mgr__jw_key(&jw, "replaced");
+    mgr__jw_array(&jw);
+    for (int i = 0; i < MGR__REPLACED_MAX && marker->replaced[i][0]; i++) mgr__jw_text(&jw, marker->replaced[i]);
+    mgr__jw_array_end(&jw);
     mgr__jw_object_end(&jw);
+}
+
+static void mgr__marker_read_replaced(mgr__marker *marker, mgr__json *j, mgr__buf *scratch)
+{
+    int i = 0;
+    if (!mgr__json_array(j)) return;
+    while (mgr__json_item(j)) {
+        mgr__str hash = mgr__json_string(j, scratch);
+        if (i < MGR__REPLACED_MAX && hash.len) mgr__copy_text(marker->replaced[i++], sizeof marker->replaced[0], hash);
+    }
+}
+
+static bool mgr__marker_was_replaced(const mgr__marker *marker, const char *hash)
+{
+    for (int i = 0; i < MGR__REPLACED_MAX; i++) if (strcmp(marker->replaced[i], hash) == 0) return true;
+    return false;
+}
+
+/* `hash` comes into force: it is no longer among the replaced, and the old one is. */
+static void mgr__marker_replace(mgr__marker *marker, const char *hash)
+{
+    mgr__marker old = *marker;
+    int n = 0;
+    memset(marker->replaced, 0, sizeof marker->replaced);
+    if (old.hash[0] && strcmp(old.hash, hash) != 0) mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.hash));
+    for (int i = 0; i < MGR__REPLACED_MAX && n < MGR__REPLACED_MAX; i++)
+        if (old.replaced[i][0] && strcmp(old.replaced[i], hash) != 0) mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.replaced[i]));
+    mgr__copy_text(marker->hash, sizeof marker->hash, mgr__str_of(hash));
 }
 
 static bool mgr__marker_read(mgr__marker *marker, const mgr__kv *kv, mgr__buf *scratch)
@@ -3538,10 +3617,17 @@ static bool mgr__marker_read(mgr__marker *marker, const mgr__kv *kv, mgr__buf *s
         else if (mgr__str_is(key, "placement_version")) marker->placement_version = mgr__json_u64(&j);
         else if (mgr__str_is(key, "delay_max")) marker->delay_max_ms = mgr__json_u64(&j);
         else if (mgr__str_is(key, "fence_base")) marker->fence_base = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "replaced")) mgr__marker_read_replaced(marker, &j, scratch);
         else mgr__json_skip(&j);
     }
     marker->exists = mgr__json_end(&j);
     return marker->exists;
+}
+
+/* An instance that does not know the placement in force must not compute a map of its own. */
+static bool mgr__marker_known(const mgr__marker *marker)
+{
+    return !marker->exists || !marker->hash[0] || (strcmp(marker->placement, "rush") == 0 && marker->placement_version == 1);
 }
 
 /* ---- members ---- */
@@ -3550,8 +3636,10 @@ typedef struct mgr__member {
     mgr__str id, life, session, node, service, isolate;
     bool     alive;             /* its key is locked by a session: a member without one is dead */
     bool     joining, leaving, draining;
+    bool     broken;            /* its value cannot be read: somebody changed it by hand */
     bool     counts;            /* it takes part in the map */
-    uint64_t weight, lease_ms, delay_ms, grace_ms, releases, settle_ms;
+    uint64_t weight, lease_ms, delay_ms, grace_ms, releases, pid;
+    mgr__str boot;
     mgr__str *refuses;
     size_t   refuse_count;
     uint64_t create_index, modify_index;
@@ -3575,6 +3663,8 @@ static void mgr__member_write(const mgr__member *member, mgr__buf *out)
     mgr__jw_key(&jw, "releases"); mgr__jw_u64(&jw, member->releases);
     mgr__jw_key(&jw, "node");     mgr__jw_str(&jw, member->node);
     mgr__jw_key(&jw, "service");  mgr__jw_str(&jw, member->service);
+    mgr__jw_key(&jw, "boot");     mgr__jw_str(&jw, member->boot);
+    mgr__jw_key(&jw, "pid");      mgr__jw_u64(&jw, member->pid);
     mgr__jw_key(&jw, "isolate");  mgr__jw_str(&jw, member->isolate);
     mgr__jw_key(&jw, "program");  mgr__jw_text(&jw, "manager.h " MANAGER_VERSION);
     mgr__jw_key(&jw, "refuses");
@@ -3613,6 +3703,8 @@ static bool mgr__member_read_field(mgr__member *m, mgr__str key, mgr__json *j, m
     else if (mgr__str_is(key, "node")) m->node = mgr__json_kept(j, scratch, arena);
     else if (mgr__str_is(key, "service")) m->service = mgr__json_kept(j, scratch, arena);
     else if (mgr__str_is(key, "isolate")) m->isolate = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "boot")) m->boot = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "pid")) m->pid = mgr__json_u64(j);
     else if (mgr__str_is(key, "weight")) m->weight = mgr__json_u64(j);
     else if (mgr__str_is(key, "lease")) m->lease_ms = mgr__json_u64(j);
     else if (mgr__str_is(key, "delay")) m->delay_ms = mgr__json_u64(j);
@@ -3626,7 +3718,8 @@ static bool mgr__member_read_field(mgr__member *m, mgr__str key, mgr__json *j, m
     return true;
 }
 
-/* A key under cluster/instances/. False: not one of ours; it is then ignored. */
+/* A key under cluster/instances/. False: not one of ours; it is then ignored. One that
+ * cannot be read is kept: it can be buried, and its owner can write it anew. */
 static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str escaped_id, mgr__buf *scratch, mgr__arena *arena)
 {
     mgr__json j;
@@ -3637,12 +3730,13 @@ static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str es
     member->alive = kv->session.len > 0;
     member->create_index = kv->create_index;
     member->modify_index = kv->modify_index;
-    member->life = member->node = member->service = member->isolate = member->wish_evict = mgr__str_of("");
+    member->life = member->node = member->service = member->isolate = member->boot = member->wish_evict = mgr__str_of("");
     mgr__json_init(&j, kv->value);
-    if (!mgr__json_object(&j)) return false;
-    while (mgr__json_key(&j, &key)) if (!mgr__member_read_field(member, key, &j, scratch, arena)) mgr__json_skip(&j);
+    mgr__json_object(&j);
+    while (!j.error && mgr__json_key(&j, &key)) if (!mgr__member_read_field(member, key, &j, scratch, arena)) mgr__json_skip(&j);
     if (member->weight > 65535) member->weight = 65535;
-    return mgr__json_end(&j) && !arena->failed;
+    member->broken = !mgr__json_end(&j);
+    return !arena->failed;
 }
 
 static bool mgr__member_drains(const mgr__member *m) { return m->draining || m->wish_drain; }
@@ -3771,7 +3865,7 @@ static void mgr__picture_count(mgr__picture *picture)
     }
     for (size_t i = 0; i < picture->member_count; i++) {
         mgr__member *m = &picture->members[i];
-        m->counts = (m->alive || m->grace_ms > 0) && !m->leaving && (!m->joining || m->create_index < settled);
+        m->counts = !m->broken && (m->alive || m->grace_ms > 0) && !m->leaving && (!m->joining || m->create_index < settled);
     }
 }
 
@@ -3869,7 +3963,7 @@ static void mgr__holding_write(const mgr__holding *owner, mgr__buf *out)
     mgr__jw_object_end(&jw);
 }
 
-/* A malformed value counts as held by nobody known: lost, for the delay given. */
+/* A malformed value counts as held by nobody known: lost, with no delay known (0). */
 static void mgr__holding_read(mgr__holding *owner, const mgr__kv *kv, mgr__buf *scratch, mgr__arena *arena)
 {
     mgr__json j;
@@ -3894,7 +3988,7 @@ static void mgr__holding_read(mgr__holding *owner, const mgr__kv *kv, mgr__buf *
         else if (mgr__str_is(key, "fence")) owner->fence = mgr__json_u64(&j);
         else mgr__json_skip(&j);
     }
-    if (!mgr__json_end(&j)) owner->released = false;
+    if (!mgr__json_end(&j)) { owner->released = false; owner->delay_ms = 0; }
 }
 
 /* ---- requests: helpers that fill one in ---- */
@@ -3950,7 +4044,8 @@ typedef enum mgr__setter_state {
 typedef struct mgr__setter {
     mgr__setter_state state;
     mgr_result  result;
-    bool        taken_over;     /* done: the standing set has a higher version and stays */
+    bool        taken_over;     /* done: the standing set stays, for it is newer */
+    bool        commanded;      /* by an operator: any set, also an old one */
     bool        remembered;     /* this program has seen a set stand before: nothing is "released" only because nothing is there */
     bool        first;          /* no set stands yet */
     bool        lost;           /* new owner keys are "lost", not "released" */
@@ -4018,7 +4113,7 @@ static mgr__str mgr__setter_marker_value(const mgr__setter *s, mgr__request *r, 
 {
     mgr__buf value;
     mgr__marker marker = s->marker;
-    mgr__copy_text(marker.hash, sizeof marker.hash, mgr__str_of(hash));
+    mgr__marker_replace(&marker, hash);
     marker.count = count;
     if (hash[0]) marker.version = s->version > marker.version ? s->version : marker.version;
     if (marker.delay_max_ms < s->delay_ms) marker.delay_max_ms = s->delay_ms;
@@ -4078,7 +4173,7 @@ static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *r
         mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, root, "cluster/partitions", none));
         return true;
     case MGR__SETTER_MARK:
-        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", none))->index = s->marker.exists ? s->marker.modify_index : 0;
+        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", none))->index = s->marker.modify_index;     /* 0: there is none */
         r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);
         return true;
     case MGR__SETTER_OLD:
@@ -4111,10 +4206,11 @@ static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answe
     bool readable = a->kv_count == 0 || mgr__marker_read(&s->marker, &a->kvs[0], &scratch);
     mgr__buf_free(&scratch);
     s->first = !s->marker.exists || !s->marker.hash[0];
-    if (s->version == MGR__VERSION_STANDING) s->version = s->marker.version;
-    if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: delete that key or use another prefix"); return; }
-    if (!s->first && strcmp(s->marker.hash, s->wanted.hash) == 0 && s->version <= s->marker.version) { mgr__setter_end(s, MGR_OK, ""); return; }
-    if (!s->first && s->version < s->marker.version) { s->taken_over = true; mgr__setter_end(s, MGR_OK, ""); return; }
+    if (s->version == MGR__VERSION_STANDING) { s->commanded = true; s->version = s->marker.version; }
+    if (!readable && s->commanded) s->remembered = true;    /* it stood once, so nothing counts as released; the command replaces it */
+    else if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: put a set in force with `manager partitions`, or use another prefix"); return; }
+    bool old = !s->commanded && s->version <= s->marker.version && mgr__marker_was_replaced(&s->marker, s->wanted.hash);
+    if (!s->first && (old || s->version < s->marker.version)) { s->taken_over = true; mgr__setter_end(s, MGR_OK, ""); return; }
     if (!s->first) { s->state = MGR__SETTER_OLD; return; }
     if (s->marker.exists && s->seen_making != s->marker.modify_index) { s->seen_making = s->marker.modify_index; s->seen_since = now; }
     if (s->marker.exists && now - s->seen_since < MGR__SETTER_TAKEOVER_MS) { s->not_before = now + MGR__SETTER_POLL_MS; return; }
@@ -4165,9 +4261,23 @@ static void mgr__setter_failed(mgr__setter *s, const mgr__answer *a, int64_t now
     }
 }
 
+/* The set that stands: NULL if its key is gone or cannot be read (by hand): then it is
+ * written again if it is ours, and else nothing that it may have named counts as new. */
+static void mgr__setter_old(mgr__setter *s, mgr__heap *heap, const mgr__answer *a)
+{
+    bool same = strcmp(s->marker.hash, s->wanted.hash) == 0;
+    mgr__set_free(&s->old);
+    s->old.arena.heap = heap;
+    bool read = a && a->kv_count && mgr__set_read(&s->old, heap, a->kvs[0].value);
+    if (same && read && s->version <= s->marker.version) mgr__setter_end(s, MGR_OK, "");
+    else if (same) s->state = MGR__SETTER_WRITE;
+    else { s->lost = !read; s->state = MGR__SETTER_OWNERS; }
+}
+
 static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__str session_name, const mgr__answer *a, int64_t now)
 {
-    bool missing = a->outcome == MGR__OUTCOME_CONFLICT && s->state == MGR__SETTER_LOOK;     /* a get of a key that is not there */
+    bool gets = s->state == MGR__SETTER_LOOK || s->state == MGR__SETTER_OLD;
+    bool missing = a->outcome == MGR__OUTCOME_CONFLICT && gets;     /* a get of a key that is not there */
     if (a->outcome != MGR__OUTCOME_OK && !missing) { mgr__setter_failed(s, a, now); return; }
     switch (s->state) {
     case MGR__SETTER_LOOK: mgr__setter_looked(s, heap, a, now); break;
@@ -4178,10 +4288,7 @@ static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root 
         s->state = a->kv_count ? MGR__SETTER_SESSIONS : MGR__SETTER_LOOK;
         break;
     case MGR__SETTER_OLD:
-        mgr__set_free(&s->old);
-        s->old.arena.heap = heap;
-        if (!a->kv_count || !mgr__set_read(&s->old, heap, a->kvs[0].value)) mgr__setter_end(s, MGR_PROTOCOL, "the standing partition set cannot be read");
-        else { s->lost = false; s->state = MGR__SETTER_OWNERS; }
+        mgr__setter_old(s, heap, missing ? NULL : a);
         break;
     case MGR__SETTER_SESSIONS:
         s->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);
@@ -4195,6 +4302,8 @@ static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root 
 }
 
 /* ---- the core: types ---- */
+
+enum { MGR__EXIT_BYTES = 80 };    /* "exit 1", "signal 9", "not started: No such file or directory" */
 
 /* A partition's life in one instance. The diagram is in [manual]. */
 typedef enum mgr__part_state {
@@ -4215,16 +4324,15 @@ typedef struct mgr__part {
     bool     in_set, assigned, unplaceable;
     bool     gone;              /* RELEASING, LOST: the executor says that nothing of the work is left */
 
-    uint64_t lock_index;        /* ModifyIndex of our lock; 0: none */
     uint64_t key_index;         /* ModifyIndex of the key now, as far as we wrote it */
-    uint64_t fence;             /* fence_base + lock_index: what work sees */
+    uint64_t fence;             /* fence_base + the lock's ModifyIndex: what work sees */
     uint64_t watermark;         /* highest fence under which an unlock was sent: no work starts at or below it */
     uint64_t doubt_index;       /* a lock conditioned on this index was sent and never answered; 0: none */
     uint64_t round;             /* of confirmation */
     bool     writing;           /* its key is in flight on the work lane */
     bool     dirty;             /* what stands in its value is out of date */
     uint64_t serial, since_ms, attempts;
-    char     last_exit[24];
+    char     last_exit[MGR__EXIT_BYTES];
     bool     ended;
 
     bool     stale;             /* to be read before anything is decided */
@@ -4245,7 +4353,6 @@ typedef struct mgr__part {
 } mgr__part;
 
 typedef enum mgr__phase {
-    MGR__PHASE_WAIT,            /* before the next attempt to enter */
     MGR__PHASE_CLEAN,           /* a former life of ours is certified, destroyed, deregistered */
     MGR__PHASE_NODE,            /* which agent is this? */
     MGR__PHASE_LOOK,            /* the first picture */
@@ -4309,6 +4416,10 @@ typedef struct mgr__cluster_config {
     uint32_t weight, lease_ms, kill_margin_ms, stop_grace_ms, delay_ms, session_ttl_ms;
     uint32_t rejoin_grace_ms, settle_ms, moves_max, start_timeout_ms;
     uint64_t seed;
+    mgr__str boot;                   /* names this boot and PID namespace; "": unknown */
+    uint64_t pid;
+    bool   (*alive)(void *user, uint64_t pid);   /* the one question to the outside: does this process of this boot live? NULL: unknown */
+    void    *user;
 } mgr__cluster_config;
 
 typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; } mgr__burial;
@@ -4325,9 +4436,11 @@ typedef struct mgr__cluster {
     int64_t     phase_since, not_before;
     uint32_t    failures;           /* in a row, for the back-off */
     bool        reachable, told_reachability;
+    uint32_t    leaves;             /* how often leaving was asked for: the second time kills */
+    int64_t     leave_since;
     bool        want_leave, want_kill;
     mgr_result  leave_result;
-    bool        keeper_ready;
+    bool        keeper_ready, told_identity;
     bool        drain;              /* our own wish */
     int64_t     started_at;
     bool        entered_once;
@@ -4339,7 +4452,7 @@ typedef struct mgr__cluster {
     bool        registered, session_unclear;
     char        old_life[40];       /* to be certified and destroyed */
     bool        old_certified, old_destroyed, certify;
-    bool        life_polite;
+    bool        unproven;           /* in-process work was lost in this life: its end is no proof */
 
     mgr__errand errands[MGR__LANE_COUNT];
     mgr__action *actions;
@@ -4351,16 +4464,19 @@ typedef struct mgr__cluster {
     int64_t     lease_until;
     uint64_t    round;
     int64_t     round_started, next_round;
-    bool        round_open, round_checked_own, renew_due, pass_due;
+    bool        round_open, renew_due, pass_due;
 
     /* the picture and the map */
     mgr__picture picture;
     bool        have_picture;
     uint64_t    watch_index, index_max;
     uint64_t    fence_top;          /* highest fence that can have been given out, as far as we know */
+    int64_t     delay_seen_ms;      /* the longest delay that any instance was ever seen to use */
+    mgr__marker marker_seen;        /* the last readable one: to restore it */
     int64_t     distrust_until;     /* the index went down: no "released" is believed until then */
     int64_t     watch_not_before;
-    uint32_t    watch_failures;
+    uint32_t    watch_failures, work_failures;
+    int64_t     marker_not_before;
     mgr__set    set;
     bool        have_set;
     char        set_told[17];
@@ -4371,7 +4487,6 @@ typedef struct mgr__cluster {
     mgr__set    configured;
     bool        have_configured;
     mgr__setter setter;
-    bool        setter_is_start;
 
     /* our own key */
     uint64_t    own_index;
@@ -4403,9 +4518,10 @@ enum {
     MGR__SETTLES_MAX = 4,           /* a joiner waits so many times its settle_ms for younger ones */
     MGR__BACKOFF_MIN_MS = 250, MGR__BACKOFF_MAX_MS = 8000,
     MGR__SWEEP_MS = 600000,
-    MGR__IDENTITY_WAIT_MS = 3000,
+    MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
+    MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
-    MGR__LOCKS_PER_TXN = 32, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
+    MGR__LOCKS_PER_TXN = 31, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
 };
 
 /* ---- the core: actions out ---- */
@@ -4514,7 +4630,7 @@ static void mgr__cluster_left(mgr__cluster *c, mgr_result result, int64_t now)
     if (c->phase == MGR__PHASE_LEFT) return;
     mgr__cluster_phase(c, MGR__PHASE_LEFT, now);
     mgr__cluster_tell(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at,
-                      result == MGR_OK ? "as asked" : mgr_result_text(result));
+                      !c->reachable && c->entered_once ? "Consul could not be told, so others wait the delay" : result == MGR_OK ? "as asked" : mgr_result_text(result));
     mgr__cluster_act(c, MGR__ACT_LEFT)->result = result;
 }
 
@@ -4554,11 +4670,20 @@ static void mgr__part_free(mgr__cluster *c, mgr__part *part)
 /* A partition that the set no longer names is kept until nothing of ours is left in it. */
 static bool mgr__part_kept(const mgr__part *p) { return p->in_set || p->state != MGR__PART_IDLE || p->writing || p->work || p->doubt_index; }
 
+static bool mgr__cluster_names_part(const mgr__cluster *c, const mgr__part *p)
+{
+    for (int lane = 0; lane < MGR__LANE_COUNT; lane++) {
+        const mgr__errand *e = &c->errands[lane];
+        for (size_t i = 0; e->out && i < e->request.op_count; i++) if (e->parts[i] == p) return true;
+    }
+    return false;
+}
+
 static void mgr__cluster_drop_parts(mgr__cluster *c)
 {
     size_t kept = 0;
     for (size_t i = 0; i < c->part_count; i++) {
-        if (mgr__part_kept(c->parts[i])) c->parts[kept++] = c->parts[i];
+        if (mgr__part_kept(c->parts[i]) || mgr__cluster_names_part(c, c->parts[i])) c->parts[kept++] = c->parts[i];
         else mgr__part_free(c, c->parts[i]);
     }
     c->part_count = kept;
@@ -4626,7 +4751,6 @@ static void mgr__part_lose(mgr__cluster *c, mgr__part *p, uint32_t within_ms, mg
 {
     bool worked = mgr__part_works(p);
     if (p->fence > p->watermark) p->watermark = p->fence;
-    p->lock_index = 0;
     p->stale = true;
     p->dirty = false;
     if (!worked) { if (p->state != MGR__PART_LOST) p->state = MGR__PART_IDLE; return; }
@@ -4649,11 +4773,10 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
     mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->life));
     c->life[0] = 0;
     c->old_certified = c->old_destroyed = false;
-    c->certify = true;
+    c->certify = !c->unproven;
     c->lease_until = 0;
     c->own_index = 0;
     c->round_open = false;
-    c->life_polite = polite_ms > 0;
     mgr__cluster_phase(c, MGR__PHASE_ENDING, now);
 }
 
@@ -4686,7 +4809,7 @@ static void mgr__cluster_assign(mgr__cluster *c, mgr__part *p, uint32_t owner, s
 
 static void mgr__cluster_map(mgr__cluster *c)
 {
-    if (!c->map_stale || !c->have_picture || !c->have_set) return;
+    if (!c->map_stale || !c->have_picture || !c->have_set || !mgr__marker_known(&c->picture.marker)) return;
     c->map_stale = false;
     uint64_t digest = mgr__cluster_map_digest(c);
     if (digest == c->map_digest) return;
@@ -4725,7 +4848,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c)
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
         else if (!p->assigned && (!c->config.moves_max || moving < c->config.moves_max)) {
-            mgr__part_release(c, p, p->refused ? "refused by this instance" : "the map gives it to another instance");
+            mgr__part_release(c, p, p->refused ? "refused by this instance" : p->unplaceable ? "this instance drains, and no other may take it" : "the map gives it to another instance");
             moving++;
         }
     }
@@ -4791,12 +4914,13 @@ static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
 {
     const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
     if (!mgr__cluster_in_life(c) || c->picture.index < c->own_index) return;
-    if (!c->picture.marker.exists) return;      /* a right is missing, or the store was wiped: the next confirmation decides */
+    if (!c->picture.marker.exists && !own) return;      /* a right is missing, or the store was wiped: the next confirmation decides */
     if (!own) { mgr__cluster_end_life(c, c->config.stop_grace_ms, MGR_EVENT_SESSION_LOST, "our own key was removed", now); return; }
     if (!mgr__str_eq(own->session, mgr__cluster_life(c))) {
         mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "our session is gone", now);
         return;
     }
+    if (own->broken || !mgr__str_eq(own->life, own->session)) c->own_unclear = c->own_dirty = true;     /* changed by hand: write it anew */
     if (own->wish_evict.len && mgr__str_eq(own->wish_evict, own->life) && !c->want_leave) {
         mgr__cluster_tell(c, MGR_EVENT_EVICTED, NULL, mgr__nobody(), "an operator makes this instance leave");
         c->want_leave = true;
@@ -4810,11 +4934,21 @@ static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
 static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
 {
     c->fence_floor = c->fence_top;
-    c->distrust_until = now + mgr__max64((int64_t)c->picture.marker.delay_max_ms, (int64_t)c->config.delay_ms);
+    c->distrust_until = now + mgr__max64(c->delay_seen_ms, (int64_t)c->config.delay_ms);
     c->index_max = 0;
     c->next_round = now;
     mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(),
                       "Consul's index went down (a snapshot was restored, or the store was wiped): no release is believed for the delay");
+}
+
+/* Kept in memory, for a key, or the whole store, may be deleted by hand. */
+static void mgr__cluster_note_delays(mgr__cluster *c)
+{
+    const mgr__marker *marker = &c->picture.marker;
+    c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->config.delay_ms);
+    if (marker->exists) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)marker->delay_max_ms);
+    for (size_t i = 0; i < c->picture.member_count; i++) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->picture.members[i].delay_ms);
+    if (marker->exists && marker->hash[0]) c->marker_seen = *marker;
 }
 
 static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
@@ -4829,6 +4963,7 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     mgr__picture_free(&c->picture);
     c->picture = fresh;
     c->have_picture = true;
+    mgr__cluster_note_delays(c);
     if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
     if (fresh.marker.exists && fresh.marker.hash[0]) c->setter.remembered = true;
     if (c->have_set && strcmp(c->set.hash, fresh.marker.hash) == 0) c->map_stale = true;
@@ -4881,7 +5016,7 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (!p->held && (!p->seen || p->lost_index != owner.modify_index || !p->lost_since)) {
         p->lost_index = owner.modify_index;
         p->lost_since = now;
-        p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists ? (int64_t)owner.delay_ms : (int64_t)c->picture.marker.delay_max_ms);
+        p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);
     }
     if (p->held) p->lost_since = 0;
     if (p->doubt_index && p->doubt_index != (owner.exists ? owner.modify_index : MGR__ABSENT)) p->doubt_index = 0;
@@ -4933,6 +5068,8 @@ static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
     m.node = mgr__str_of(c->node);
     m.service = mgr__str_of(c->service);
     m.weight = c->config.weight;
+    m.boot = c->config.boot;
+    m.pid = c->config.pid;
     m.lease_ms = c->config.lease_ms;
     m.delay_ms = c->config.delay_ms;
     m.grace_ms = c->config.rejoin_grace_ms;
@@ -5002,10 +5139,14 @@ static const mgr__kv *mgr__answer_last(const mgr__answer *a, mgr__str key)
     return NULL;
 }
 
+static bool mgr__cluster_watches(const mgr__cluster *c)
+{
+    return (c->phase >= MGR__PHASE_SET && c->phase <= MGR__PHASE_MEMBER) || c->phase == MGR__PHASE_LEAVING;
+}
+
 static void mgr__cluster_watch(mgr__cluster *c, int64_t now)
 {
-    if (c->errands[MGR__LANE_WATCH].out || now < c->watch_not_before) return;
-    if (c->phase < MGR__PHASE_SET || c->phase >= MGR__PHASE_ENDING) if (c->phase != MGR__PHASE_LEAVING) return;
+    if (c->errands[MGR__LANE_WATCH].out || now < c->watch_not_before || !mgr__cluster_watches(c)) return;
     mgr__errand *e = mgr__cluster_errand(c, MGR__LANE_WATCH, MGR__TASK_WATCH, MGR__ASK_WATCH);
     e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
     e->request.index = c->watch_index;
@@ -5020,7 +5161,6 @@ static void mgr__cluster_confirm(mgr__cluster *c, int64_t now)
     mgr__request *r = &e->request;
     if (!c->round_open) {
         c->round_open = true;
-        c->round_checked_own = false;
         c->round++;
         c->round_started = now;     /* the lease counts from here: the answer may be delayed longer than any TTL */
     }
@@ -5028,9 +5168,11 @@ static void mgr__cluster_confirm(mgr__cluster *c, int64_t now)
     own->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     for (size_t i = 0; i < c->part_count && r->op_count < MGR__TXN_OPS_MAX; i++) {
         mgr__part *p = c->parts[i];
-        if (!mgr__part_works(p) || p->round == c->round || p->writing) continue;
+        if (!mgr__part_works(p) || p->round == c->round) continue;
+        mgr__str key = mgr__key_make(&r->arena, &c->root, "owners/", p->name);
         e->parts[r->op_count] = p;
-        mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "owners/", p->name), p->key_index);
+        if (!p->writing) mgr__request_check_index(r, key, p->key_index);
+        else mgr__request_op(r, MGR__CHECK_SESSION, key)->session = own->session;    /* its value is being rewritten: true before and after */
     }
     mgr__cluster_send(c, e, now);
 }
@@ -5078,15 +5220,17 @@ static bool mgr__cluster_round_complete(const mgr__cluster *c)
  * has moved the index meanwhile. */
 static void mgr__cluster_confirm_conflict(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
+    bool acted = false;
     for (size_t i = 0; i < a->failed_count; i++) {
         uint32_t op = a->failed[i];
         mgr__part *p = op < e->request.op_count ? e->parts[op] : NULL;
+        acted = acted || p;
         if (op == 0) { mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul says that our session no longer holds our own key", now); return; }
-        if (p && mgr__part_works(p) && !p->writing && p->key_index == e->request.ops[op].index)
+        if (p && mgr__part_works(p) && (e->request.ops[op].verb == MGR__CHECK_SESSION || (!p->writing && p->key_index == e->request.ops[op].index)))
             mgr__part_lose(c, p, 0, MGR_LOST, "its lock was taken away or its key was changed by hand");
     }
     c->round_open = false;      /* a new round at once, from a new start */
-    c->next_round = a->failed_count ? now : now + MGR__BACKOFF_MIN_MS;
+    c->next_round = acted ? now : now + MGR__BACKOFF_MIN_MS;
 }
 
 static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -5100,7 +5244,7 @@ static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const m
     }
     for (size_t i = 1; i < e->request.op_count; i++) {
         mgr__part *p = e->parts[i];
-        if (p && p->key_index == e->request.ops[i].index) p->round = c->round;
+        if (p && (e->request.ops[i].verb == MGR__CHECK_SESSION || p->key_index == e->request.ops[i].index)) p->round = c->round;
     }
     if (mgr__cluster_round_complete(c)) mgr__cluster_round_done(c);
     else if (e->request.op_count == 1) { c->round_open = false; c->next_round = now + 20; }   /* all that is left is being written: see soon */
@@ -5138,8 +5282,8 @@ static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
 static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
 {
     if (c->setter.taken_over)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the standing partition set has version %llu, ours %llu: it stays",
-                          (unsigned long long)c->setter.marker.version, (unsigned long long)c->config.partitions_version);
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "our partition set was replaced by the one that stands (%llu partitions, version %llu): that stays; `manager partitions` changes it",
+                          (unsigned long long)c->setter.marker.count, (unsigned long long)c->setter.marker.version);
     if (c->setter.result == MGR_OK) {
         if (c->phase != MGR__PHASE_SET) return;
         mgr__cluster_phase(c, MGR__PHASE_LOOK, now);    /* look again: the set stands now */
@@ -5229,7 +5373,7 @@ static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
         break;
     case MGR__PHASE_SESSION: mgr__cluster_ask_session(c, now); break;
     case MGR__PHASE_JOIN: mgr__cluster_ask_join(c, now); break;
-    case MGR__PHASE_WAIT: case MGR__PHASE_MEMBER: case MGR__PHASE_ENDING: case MGR__PHASE_LEAVING: case MGR__PHASE_PARTING: case MGR__PHASE_LEFT:
+    case MGR__PHASE_MEMBER: case MGR__PHASE_ENDING: case MGR__PHASE_LEAVING: case MGR__PHASE_PARTING: case MGR__PHASE_LEFT:
         break;
     }
 }
@@ -5276,7 +5420,11 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
         mgr__part *p = c->parts[i];
         bool ours = p->held && mgr__str_is(mgr__cluster_life(c), p->holder);    /* a lock whose answer was lost: take it anew, with a new fence */
         if (!mgr__part_wanted(c, p) || p->stale || (!ours && mgr__part_takeable_at(c, p, now) > now)) continue;
-        if (!e) e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
+        if (!e) {
+            e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
+            /* Under the fence_base that we know, or not at all: or a fence could fall. */
+            mgr__request_check_index(&e->request, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
+        }
         p->since_ms = (uint64_t)now + c->wall_offset_ms;
         p->attempts = 0;
         p->ended = false;
@@ -5329,13 +5477,18 @@ static bool mgr__cluster_ask_rewrite(mgr__cluster *c, int64_t now)
     return true;
 }
 
+static void mgr__cluster_drop_wish(mgr__cluster *c)
+{
+    memmove(c->wishes, c->wishes + 1, --c->wish_count * sizeof *c->wishes);    /* in order: drain on, drain off */
+}
+
 static bool mgr__cluster_ask_wish(mgr__cluster *c, int64_t now)
 {
     while (c->wish_count) {
         mgr__wanted_wish *wanted = &c->wishes[0];
         const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(wanted->id));
         const mgr__standing_wish *standing = mgr__picture_wish(&c->picture, mgr__str_of(wanted->id));
-        if (!m) { c->wishes[0] = c->wishes[--c->wish_count]; continue; }
+        if (!m) { mgr__cluster_drop_wish(c); continue; }
         mgr__wish wish;
         wish.drain = wanted->evict ? m->wish_drain : wanted->drain;
         wish.evict = wanted->evict ? m->life : m->wish_evict;
@@ -5412,18 +5565,21 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
  * in the marker before it is used. */
 static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
 {
-    const mgr__marker *standing = &c->picture.marker;
+    if (now < c->marker_not_before) return false;
+    bool restore = !c->picture.marker.exists && c->marker_seen.exists && c->have_set;    /* deleted or overwritten by hand */
+    const mgr__marker *standing = restore ? &c->marker_seen : &c->picture.marker;
     bool fence = c->fence_floor && standing->fence_base + c->index_max <= c->fence_floor;
-    if (!standing->exists || !standing->hash[0] || (!fence && standing->delay_max_ms >= c->config.delay_ms)) return false;
+    if (!standing->exists || !standing->hash[0] || (!restore && !fence && (int64_t)standing->delay_max_ms >= c->delay_seen_ms)) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_FENCE_BASE, MGR__ASK_TXN);
     mgr__marker marker = *standing;
     mgr__buf value;
     if (fence) marker.fence_base = c->fence_floor;
-    if (marker.delay_max_ms < c->config.delay_ms) marker.delay_max_ms = c->config.delay_ms;
-    mgr__buf_init(&value, c->heap, 1024);
+    if ((int64_t)marker.delay_max_ms < c->delay_seen_ms) marker.delay_max_ms = (uint64_t)c->delay_seen_ms;
+    if (restore) mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions was deleted or overwritten by hand: it is restored");
+    mgr__buf_init(&value, c->heap, 4096);
     mgr__marker_write(&marker, &value);
     mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));
-    op->index = standing->modify_index;
+    op->index = c->picture.marker.modify_index;     /* 0: there is none */
     op->value = mgr__request_keep(&e->request, &value);
     mgr__cluster_send(c, e, now);
     return true;
@@ -5446,7 +5602,7 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
     mgr__cluster_ask_sweep(c, now);
 }
 
-/* Leaving, all work gone: certificate only if an unlock is not confirmed, then
+/* Leaving, all work gone: certificate only if an unlock is not confirmed (and if it is true), then
  * our key, the session, the service. */
 static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
 {
@@ -5454,7 +5610,7 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
     mgr__request *r = &e->request;
     bool all_released = true;
     for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->state != MGR__PART_IDLE || c->parts[i]->doubt_index) all_released = false;
-    if (!all_released)
+    if (!all_released && !c->unproven)
         mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "cluster/dead/", mgr__arena_str(&r->arena, mgr__cluster_life(c))))->value =
             mgr__str_of("{\"proof\":\"left, all work was seen dead\"}");
     mgr__str key = mgr__cluster_own_key(c, r);
@@ -5469,7 +5625,7 @@ static void mgr__cluster_to_clean(mgr__cluster *c, bool certify, int64_t now)
     if (c->life[0]) mgr__copy_text(c->old_life, sizeof c->old_life, mgr__cluster_life(c));
     c->life[0] = 0;
     c->own_index = 0;
-    c->certify = certify;
+    c->certify = certify && !c->unproven;
     c->old_certified = c->old_destroyed = false;
     mgr__cluster_phase(c, MGR__PHASE_CLEAN, now);
 }
@@ -5486,6 +5642,16 @@ static void mgr__cluster_work_lane(mgr__cluster *c, int64_t now)
 
 /* ---- the core: answers of the work lane ---- */
 
+/* A request came to nothing: once more later, longer each time; a refusal is told. */
+static void mgr__cluster_trouble(mgr__cluster *c, const mgr__answer *a, const char *what, int64_t now)
+{
+    bool refused = a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED;
+    if (refused && !c->work_failures)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to %s: %.*s", what, (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+    c->work_failures++;
+    c->not_before = now + mgr__cluster_backoff(c, c->work_failures);
+}
+
 static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     if (a->outcome == MGR__OUTCOME_DENIED) {
@@ -5493,7 +5659,10 @@ static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, 
         mgr__cluster_left(c, MGR_DENIED, now);
         return;
     }
-    if (a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN && !c->failures)
+    bool stranger = c->phase == MGR__PHASE_NODE && (a->outcome == MGR__OUTCOME_NOT_FOUND || a->outcome == MGR__OUTCOME_REJECTED);
+    if (stranger && !c->failures)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "what answers is no Consul agent (HTTP %d to /v1/agent/self): check its address", a->status);
+    else if (a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN && !c->failures)
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cannot enter yet: %.*s", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
     mgr__cluster_later(c, c->life[0] || c->session_unclear ? MGR__PHASE_CLEAN : c->phase == MGR__PHASE_CLEAN ? MGR__PHASE_CLEAN : MGR__PHASE_NODE, now);
     if (c->phase == MGR__PHASE_CLEAN && c->life[0]) {
@@ -5503,11 +5672,27 @@ static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, 
     }
 }
 
-/* The id is taken by a session that lives. It may be a former life of ours that
- * its keeper is just ending: look again for a moment, then give way. */
+/* The id is taken by a session that lives. How long is it worth waiting? If its process
+ * is of this boot and gone, it is a former life of ours that its keeper ends, or that
+ * its check ends after the delay; if it lives, or is elsewhere, not at all; if that
+ * cannot be told, for as long as a keeper may take. */
+static int64_t mgr__cluster_identity_wait(const mgr__cluster *c, const mgr__member *holder)
+{
+    if (!c->config.alive || !holder->pid || !holder->boot.len) return (int64_t)c->config.stop_grace_ms + c->config.kill_margin_ms + MGR__IDENTITY_WAIT_MS;
+    bool former = mgr__str_eq(holder->boot, c->config.boot) && !c->config.alive(c->config.user, holder->pid);
+    return former ? (int64_t)holder->delay_ms + 2 * (int64_t)c->config.session_ttl_ms : 0;
+}
+
 static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, int64_t now)
 {
-    if (now - c->phase_since < MGR__IDENTITY_WAIT_MS) { c->not_before = now + MGR__SETTER_POLL_MS; return; }
+    int64_t wait_ms = mgr__cluster_identity_wait(c, holder);
+    if (now - c->phase_since < wait_ms) {
+        if (!c->told_identity) mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end",
+                                                 holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms);
+        c->told_identity = true;
+        c->not_before = now + MGR__SETTER_POLL_MS;
+        return;
+    }
     mgr__cluster_tell(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
                       holder->id.at, (int)holder->session.len, holder->session.at, (int)holder->node.len, holder->node.at);
     c->leave_result = MGR_IDENTITY;
@@ -5521,12 +5706,26 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     c->watch_index = a->index;
     const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
+    if (!mgr__marker_known(&c->picture.marker)) {
+        const mgr__marker *marker = &c->picture.marker;
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" version 1: use a manager.h that knows it",
+                          marker->placement, (unsigned long long)marker->placement_version);
+        mgr__cluster_left(c, MGR_INVALID, now);
+        return;
+    }
+    if (c->picture.member_count >= MGR_MEMBER_COUNT_MAX && !own) {
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter", MGR_MEMBER_COUNT_MAX);
+        mgr__cluster_left(c, MGR_LIMIT, now);
+        return;
+    }
+    c->told_identity = false;
     mgr__cluster_phase(c, MGR__PHASE_SET, now);
+    if (!c->have_configured && !c->have_set && !c->picture.marker.exists)
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, mgr__nobody(), "no partition set stands for service %s yet: start one instance with partitions", c->config.service_id.at);
     if (c->have_configured && !c->entered_once) {
-        mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, c->config.delay_ms);
+        mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
         c->have_configured = false;
-        c->setter_is_start = true;
     } else if (!c->picture.marker.exists && c->have_set && !mgr__setter_busy(&c->setter)) {
         /* the store was wiped under us: what we know is set up again, as lost */
         mgr__set again;
@@ -5540,14 +5739,16 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
         c->map_digest = 0;
         c->fence_floor = c->fence_top;
         c->index_max = 0;
-        mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, c->config.delay_ms);
+        mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
     }
 }
 
 static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
+    MGR_ASSERT(c->life[0]);
     c->own_index = a->kv_count ? a->kvs[a->kv_count - 1].modify_index : 0;
+    c->unproven = false;
     c->own_dirty = c->own_unclear = false;
     c->failures = 0;
     c->entered_once = true;
@@ -5570,6 +5771,7 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
 static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     bool ok = a->outcome == MGR__OUTCOME_OK;
+    if (c->phase >= MGR__PHASE_MEMBER) return;      /* the life ended while the request was out: what it made is cleaned up */
     if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT) {     /* the key or the session is not as it was */
         mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
         int64_t not_before = c->not_before;
@@ -5581,7 +5783,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
     switch (e->task) {
     case MGR__TASK_NODE:
         mgr__copy_text(c->node, sizeof c->node, a->node);
-        c->phase = MGR__PHASE_LOOK;
+        mgr__cluster_phase(c, MGR__PHASE_LOOK, now);
         break;
     case MGR__TASK_LOOK: mgr__cluster_looked(c, a, now); break;
     case MGR__TASK_REGISTER: mgr__cluster_phase(c, MGR__PHASE_SESSION, now); break;
@@ -5610,9 +5812,11 @@ static void mgr__cluster_clean_answer(mgr__cluster *c, mgr__errand *e, const mgr
         return;
     }
     c->failures = 0;
+    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to clean up a former life: %.*s", (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
     if (e->task == MGR__TASK_CERTIFY) {
         c->old_certified = true;
-        mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, mgr__nobody(), "certified that all work of the former life %s is dead", c->old_life);
+        if (a->outcome == MGR__OUTCOME_OK) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, mgr__nobody(), "certified that all work of the former life %s is dead", c->old_life);
     } else if (e->task == MGR__TASK_DESTROY) c->old_destroyed = true;
     else c->registered = false;
 }
@@ -5626,7 +5830,7 @@ static void mgr__cluster_set_answer(mgr__cluster *c, const mgr__answer *a, int64
 static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     mgr__set fresh;
-    if (a->outcome != MGR__OUTCOME_OK) { c->not_before = now + mgr__cluster_backoff(c, 1); return; }
+    if (a->outcome != MGR__OUTCOME_OK) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
     if (!a->kv_count || !mgr__set_read(&fresh, c->heap, a->kvs[0].value)) {
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s cannot be read: put one in force with `manager partitions`", c->picture.marker.hash);
         c->not_before = now + MGR__BACKOFF_MAX_MS;
@@ -5655,7 +5859,7 @@ static void mgr__cluster_own_answer(mgr__cluster *c, mgr__errand *e, const mgr__
         return;
     }
     c->own_unclear = c->own_dirty = true;
-    if (a->outcome != MGR__OUTCOME_CONFLICT) c->not_before = now + mgr__cluster_backoff(c, 1);
+    if (a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "rewrite our own key", now);
 }
 
 /* What a read says of a partition, by the state it is in. */
@@ -5690,12 +5894,16 @@ static bool mgr__part_outrun(const mgr__cluster *c, const mgr__part *p, uint64_t
  * the others are asked again. */
 static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
-    if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count) {
-        for (size_t i = 0; i < a->failed_count; i++)
-            if (a->failed[i] < e->request.op_count) mgr__cluster_read_part(c, e->parts[a->failed[i]], NULL, now);
-        return;
+    if (a->outcome == MGR__OUTCOME_CONFLICT) {
+        bool acted = false;
+        for (size_t i = 0; i < a->failed_count; i++) {
+            if (a->failed[i] >= e->request.op_count) continue;
+            mgr__cluster_read_part(c, e->parts[a->failed[i]], NULL, now);
+            acted = true;
+        }
+        if (acted) return;
     }
-    if (a->outcome != MGR__OUTCOME_OK) { c->not_before = now + mgr__cluster_backoff(c, 1); return; }
+    if (a->outcome != MGR__OUTCOME_OK) { mgr__cluster_trouble(c, a, "read partitions' keys", now); return; }
     for (size_t i = 0; i < e->request.op_count; i++) {
         mgr__cluster_read_part(c, e->parts[i], mgr__answer_last(a, e->request.ops[i].key), now);
         if (mgr__part_outrun(c, e->parts[i], e->index_max)) e->parts[i]->stale = true;
@@ -5705,7 +5913,12 @@ static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr_
 static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
 {
     if (index <= e->index_max) mgr__cluster_index_down(c, now);
-    p->lock_index = p->key_index = index;
+    if (e->sent_at + (int64_t)c->config.lease_ms < c->lease_until || now >= e->sent_at + (int64_t)c->config.lease_ms - (int64_t)c->config.stop_grace_ms) {
+        p->state = MGR__PART_IDLE;      /* this lock is older than what the lease rests on: read, and lock anew */
+        p->stale = true;
+        return;
+    }
+    p->key_index = index;
     p->doubt_index = 0;
     p->held = false;
     p->seen = false;
@@ -5740,9 +5953,9 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         for (size_t f = 0; f < a->failed_count; f++) if (a->failed[f] < e->request.op_count && e->parts[a->failed[f]] == p) blamed = true;
         p->stale = p->stale || blamed || a->outcome != MGR__OUTCOME_CONFLICT;
     }
-    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to lock partitions: %.*s", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
-    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) c->not_before = now + mgr__cluster_backoff(c, 2);
+    bool outrun = a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_LOCK && a->failed_count && a->failed[0] == 0;
+    if (outrun) c->not_before = now + MGR__MARKER_WAIT_MS;      /* cluster/partitions has changed: the picture will show how */
+    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "lock partitions", now);
 }
 
 static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -5755,7 +5968,6 @@ static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mg
         p->stale = true;
         if (a->outcome != MGR__OUTCOME_OK) continue;
         p->state = MGR__PART_IDLE;
-        p->lock_index = 0;
         p->fence = 0;
         mgr__cluster_tell(c, MGR_EVENT_RELEASED, p, mgr__nobody(), "released partition %s", p->name.at);
     }
@@ -5771,28 +5983,34 @@ static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
 }
 
+/* Which certificates does no owner key refer to? One pass over the owners. */
 static void mgr__cluster_sweep_answer(mgr__cluster *c, const mgr__answer *a)
 {
     mgr__arena arena;
     mgr__buf scratch;
     if (a->outcome != MGR__OUTCOME_OK) return;
+    bool *needed = (bool *)mgr__alloc_array(c->heap, c->picture.certificate_count + 1, sizeof *needed);
+    if (!needed) { c->failed = true; return; }
     mgr__arena_init(&arena, c->heap);
     mgr__buf_init(&scratch, c->heap, MGR_BODY_BYTES_MAX);
-    c->swept_count = 0;
-    for (size_t i = 0; i < c->picture.certificate_count && c->swept_count < MGR__COUNT(c->swept); i++) {
-        mgr__certificate *certificate = &c->picture.certificates[i];
-        bool needed = certificate->modify_index > c->sweep_index;
-        for (size_t k = 0; k < a->kv_count && !needed; k++) {
-            mgr__holding owner;
-            mgr__holding_read(&owner, &a->kvs[k], &scratch, &arena);
-            needed = mgr__str_eq(owner.life, certificate->life);
-        }
-        if (!needed) mgr__copy_text(c->swept[c->swept_count++], sizeof c->swept[0], certificate->life);
+    for (size_t k = 0; k < a->kv_count; k++) {
+        mgr__holding owner;
+        mgr__certificate wanted;
+        mgr__holding_read(&owner, &a->kvs[k], &scratch, &arena);
+        wanted.life = owner.life;
+        const mgr__certificate *at = c->picture.certificate_count ?
+            (const mgr__certificate *)bsearch(&wanted, c->picture.certificates, c->picture.certificate_count, sizeof wanted, mgr__certificate_order) : NULL;
+        if (at) needed[at - c->picture.certificates] = true;
+        mgr__arena_free(&arena);
     }
+    c->swept_count = 0;
+    for (size_t i = 0; i < c->picture.certificate_count && c->swept_count < MGR__COUNT(c->swept); i++)
+        if (!needed[i] && c->picture.certificates[i].modify_index <= c->sweep_index)
+            mgr__copy_text(c->swept[c->swept_count++], sizeof c->swept[0], c->picture.certificates[i].life);
     c->sweep_index = c->picture.index;
     c->sweeping = true;
     mgr__buf_free(&scratch);
-    mgr__arena_free(&arena);
+    mgr__free(c->heap, needed);
 }
 
 static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
@@ -5806,6 +6024,7 @@ static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__answer *a, int6
 
 static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
+    if (a->outcome == MGR__OUTCOME_OK) c->work_failures = 0;
     switch (e->task) {
     case MGR__TASK_NODE: case MGR__TASK_LOOK: case MGR__TASK_REGISTER: case MGR__TASK_SESSION: case MGR__TASK_JOIN:
         mgr__cluster_entering_answer(c, e, a, now); break;
@@ -5816,11 +6035,19 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     case MGR__TASK_READ: mgr__cluster_read_answer(c, e, a, now); break;
     case MGR__TASK_LOCK: case MGR__TASK_REWRITE: mgr__cluster_lock_answer(c, e, a, now); break;
     case MGR__TASK_UNLOCK: mgr__cluster_unlock_answer(c, e, a, now); break;
-    case MGR__TASK_WISH: if (a->outcome == MGR__OUTCOME_OK && c->wish_count) c->wishes[0] = c->wishes[--c->wish_count]; else c->not_before = now + MGR__SETTER_POLL_MS; break;
+    case MGR__TASK_WISH:
+        if (a->outcome != MGR__OUTCOME_OK) mgr__cluster_trouble(c, a, "write a wish", now);
+        if (a->outcome != MGR__OUTCOME_CONFLICT && a->outcome != MGR__OUTCOME_UNKNOWN && a->outcome != MGR__OUTCOME_UNSENT && c->wish_count) mgr__cluster_drop_wish(c);
+        break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
     case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, a, now); break;
-    case MGR__TASK_FENCE_BASE: if (a->outcome != MGR__OUTCOME_OK) c->not_before = now + MGR__SETTER_POLL_MS; break;
+    case MGR__TASK_FENCE_BASE:
+        if (a->outcome == MGR__OUTCOME_OK) break;
+        mgr__cluster_trouble(c, a, "rewrite cluster/partitions", now);
+        c->marker_not_before = c->not_before;
+        c->not_before = now;
+        break;
     case MGR__TASK_SWEEP: case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: break;
     }
 }
@@ -5833,23 +6060,27 @@ static void mgr__cluster_note_reachability(mgr__cluster *c, const mgr__answer *a
     if (c->told_reachability && up == c->reachable) return;
     c->reachable = up;
     c->told_reachability = true;
+    int len = (int)mgr__min64(300, (int64_t)a->text.len);
     if (up) mgr__cluster_tell(c, MGR_EVENT_CONSUL_UP, NULL, mgr__nobody(), "Consul answers");
-    else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul does not answer: %.*s", (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+    else if (a->status) mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul answers with an error (HTTP %d): %.*s", a->status, len, a->text.at);
+    else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul does not answer: %.*s", len, a->text.at);
 }
 
-static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     if (a->outcome != MGR__OUTCOME_OK) {
         c->watch_failures++;
         c->watch_not_before = now + mgr__cluster_backoff(c, c->watch_failures);
         return;
     }
-    c->watch_failures = 0;
     if (a->index && a->index < c->watch_index) {    /* the index went down: start again with a full read */
         c->watch_index = 0;
         return;
     }
     bool changed = a->index != c->watch_index || !c->have_picture;
+    /* Held queries that come back at once with nothing new (a proxy?) must not make us spin. */
+    if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) { c->watch_failures++; c->watch_not_before = now + mgr__cluster_backoff(c, c->watch_failures); }
+    else c->watch_failures = 0;
     c->watch_index = a->index ? a->index : 1;
     if (changed) mgr__cluster_see(c, a, now);
 }
@@ -5862,12 +6093,13 @@ static void mgr__cluster_answer(mgr__cluster *c, mgr__lane lane, const mgr__answ
     e->out = false;
     if (e->task != MGR__TASK_WATCH || a->outcome == MGR__OUTCOME_OK) mgr__cluster_note_reachability(c, a);
     switch (lane) {
-    case MGR__LANE_WATCH: mgr__cluster_watch_answer(c, a, now); break;
+    case MGR__LANE_WATCH: mgr__cluster_watch_answer(c, e, a, now); break;
     case MGR__LANE_LEASE:
         if (e->task == MGR__TASK_CONFIRM) mgr__cluster_confirm_answer(c, e, a, now);
         else if (e->task == MGR__TASK_RENEW) {
+            bool ours = mgr__str_eq(e->request.session, mgr__cluster_life(c));
             c->renew_due = false;
-            if (a->outcome == MGR__OUTCOME_NOT_FOUND && mgr__cluster_in_life(c)) mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul does not know our session any more", now);
+            if (a->outcome == MGR__OUTCOME_NOT_FOUND && ours && mgr__cluster_in_life(c)) mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul does not know our session any more", now);
         } else c->pass_due = false;
         break;
     case MGR__LANE_WORK: mgr__cluster_work_answer(c, e, a, now); break;
@@ -5899,7 +6131,7 @@ static void mgr__cluster_ready(mgr__cluster *c) { c->keeper_ready = true; }
 
 static void mgr__cluster_leave(mgr__cluster *c)
 {
-    if (c->want_leave && c->leave_result == MGR_OK) c->want_kill = true;
+    if (++c->leaves > 1) c->want_kill = true;
     c->want_leave = true;
 }
 
@@ -5937,9 +6169,10 @@ static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool dra
 /* Takes over `set`. */
 static void mgr__cluster_command_set(mgr__cluster *c, mgr__set *set)
 {
-    mgr__setter_start(&c->setter, c->heap, set, MGR__VERSION_STANDING, c->config.delay_ms);
+    mgr__errand *work = &c->errands[MGR__LANE_WORK];
+    if (work->out && work->task == MGR__TASK_SETTER) work->task = MGR__TASK_NONE;   /* its answer is no business of the new command */
+    mgr__setter_start(&c->setter, c->heap, set, MGR__VERSION_STANDING, (uint64_t)c->delay_seen_ms);
     c->setter.own_session = mgr__str_of(c->life);
-    c->setter_is_start = false;
 }
 
 /* A process of the partition was started or has ended: worth telling others. */
@@ -5989,9 +6222,19 @@ static void mgr__cluster_own_time(mgr__cluster *c, int64_t now)
     }
 }
 
+/* The executor still has something to end. */
+static bool mgr__cluster_serves(const mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->work) return true;
+    return false;
+}
+
 static void mgr__cluster_leave_time(mgr__cluster *c, int64_t now)
 {
     if (!c->want_leave || c->phase == MGR__PHASE_LEFT) return;
+    if (!c->leave_since) c->leave_since = now;
+    bool overdue = now - c->leave_since > (int64_t)c->config.lease_ms + MGR__LEAVE_EXTRA_MS;
+    if (overdue && !mgr__cluster_busy(c) && !mgr__cluster_serves(c)) { c->reachable = false; mgr__cluster_left(c, c->leave_result, now); return; }
     if (c->phase == MGR__PHASE_MEMBER) {
         mgr__cluster_phase(c, MGR__PHASE_LEAVING, now);
         c->own_dirty = true;        /* "leaving": the others' maps go on without us at once */
@@ -6025,14 +6268,14 @@ static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
         mgr__cluster_act(c, MGR__ACT_FRESH_KEEPER);
         mgr__cluster_phase(c, MGR__PHASE_CLEAN, now);
     }
-    if (c->phase == MGR__PHASE_WAIT && now >= c->not_before) c->phase = MGR__PHASE_CLEAN;
     if (c->phase == MGR__PHASE_SET && !mgr__setter_busy(&c->setter) && c->have_set && !mgr__cluster_set_is_old(c) &&
         !c->errands[MGR__LANE_WORK].out && c->keeper_ready) mgr__cluster_phase(c, MGR__PHASE_REGISTER, now);
     if (c->config.start_timeout_ms && !c->entered_once && now - c->started_at > (int64_t)c->config.start_timeout_ms && !c->want_leave) {
         c->want_leave = true;
         c->leave_result = c->reachable ? MGR_TIMEOUT : MGR_UNREACHABLE;
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms,
-                          c->reachable ? "no partition set stands; start one instance with partitions" : "no Consul agent can be reached; check --consul");
+                          !c->reachable ? "no Consul agent can be reached; check its address"
+                          : c->phase == MGR__PHASE_SET ? "no partition set stands; start one instance with partitions" : "see what was said before");
     }
 }
 
@@ -6070,11 +6313,13 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (c->phase != MGR__PHASE_MEMBER) return at;
     if (c->joining) at = mgr__min64(at, now < c->joining_until ? c->joining_until : mgr__max64(now, c->joining_most));
     at = mgr__min64(at, mgr__max64(now, c->next_audit));
-    for (size_t i = 0; i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
+    bool idle = !c->errands[MGR__LANE_WORK].out && now >= c->not_before;    /* else the lane's next free moment comes by itself */
+    if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
+    for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {
         const mgr__part *p = c->parts[i];
         if (p->refused) at = mgr__min64(at, mgr__max64(now, p->refused_until));
-        if (mgr__part_wanted(c, p) && !p->stale) at = mgr__min64(at, mgr__max64(now, mgr__part_takeable_at(c, p, now)));
+        if (idle && mgr__part_wanted(c, p) && !p->stale) at = mgr__min64(at, mgr__max64(now, mgr__part_takeable_at(c, p, now)));
     }
     return at;
 }
@@ -6090,6 +6335,7 @@ static mgr_result mgr__cluster_open(mgr__cluster *c, mgr__heap *heap, const mgr_
     c->config = *config;
     c->rng.state = config->seed;
     c->started_at = c->phase_since = now;
+    c->delay_seen_ms = config->delay_ms;
     c->phase = MGR__PHASE_CLEAN;
     c->keeper_ready = true;
     mgr__arena_init(&c->set.arena, heap);
@@ -6695,6 +6941,9 @@ static mgr_result mgr__io_lookup(const mgr__io *io, const char *list, mgr__addre
 #if defined(__linux__) && !defined(SYS_pidfd_open)
 #define SYS_pidfd_open 434
 #endif
+#if defined(__linux__) && !defined(SYS_clone3)
+#define SYS_clone3 435
+#endif
 #if defined(__linux__) && !defined(SYS_close_range)
 #define SYS_close_range 436
 #endif
@@ -7160,6 +7409,22 @@ static pid_t mgr__process_fork(bool silent)
 #endif
 }
 
+/* The same as an ordinary child, born in the v2 group whose directory this is. */
+static pid_t mgr__process_fork_into(int cgroup_fd)
+{
+#if defined(__linux__) && defined(SYS_clone3) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
+    uint64_t args[11];      /* struct clone_args, as of Linux 5.7 */
+    memset(args, 0, sizeof args);
+    args[0] = UINT64_C(0x200000000);    /* CLONE_INTO_CGROUP */
+    args[4] = SIGCHLD;
+    args[10] = (uint64_t)cgroup_fd;
+    return (pid_t)mgr__process_code(syscall(SYS_clone3, args, sizeof args));
+#else
+    (void)cgroup_fd;
+    return -ENOSYS;
+#endif
+}
+
 typedef struct mgr__process_end { pid_t pid; int status; } mgr__process_end;   /* exit status, or -signal */
 
 /* 1: *out is one that ended; with peek it stays a zombie, which pins its number.
@@ -7485,6 +7750,262 @@ static bool mgr__process_environ(pid_t pid, const char *name, char *scratch, siz
     return false;
 }
 
+/* ---- control groups (v2) ----
+ * A group is named by its directory. Nobody leaves one by forking, by a new
+ * session, or by forgetting its environment: only by being moved, which takes the
+ * right to write to both. */
+
+enum { MGR__PROCESS_CGROUP_BYTES = 512, MGR__PROCESS_CGROUP_DEPTH = 16 };
+
+typedef struct mgr__process_lines { int fd, at, len; char chunk[1024]; } mgr__process_lines;
+
+/* The next line, cut off after to_bytes - 1. False at the end. */
+static bool mgr__process_line(mgr__process_lines *lines, char *to, size_t to_bytes)
+{
+    size_t len = 0;
+    for (;;) {
+        if (lines->at == lines->len) {
+            lines->at = 0;
+            lines->len = lines->fd < 0 ? 0 : mgr__process_read(lines->fd, lines->chunk, sizeof lines->chunk);
+            if (lines->len <= 0) { lines->len = 0; to[len] = 0; return len != 0; }
+        }
+        char c = lines->chunk[lines->at++];
+        if (c == '\n') { to[len] = 0; return true; }
+        if (len < to_bytes - 1) to[len++] = c;
+    }
+}
+
+/* A field of mountinfo, where blanks stand as \040 and their like; returns the next one. */
+static const char *mgr__process_mount_field(const char *at, char *to, size_t to_bytes)
+{
+    size_t len = 0;
+    while (*at && *at != ' ') {
+        char c = *at++;
+        if (c == '\\' && at[0] >= '0' && at[0] <= '3' && at[1] && at[2]) {
+            c = (char)((at[0] - '0') * 64 + (at[1] - '0') * 8 + (at[2] - '0'));
+            at += 3;
+        }
+        if (len < to_bytes - 1) to[len++] = c;
+    }
+    to[len] = 0;
+    return at + (*at == ' ');
+}
+
+/* A line "id parent device root point options ... - type source ...", for the
+ * directory of the group `own` in that mount. False: it is of another type, or
+ * does not reach so far. */
+static bool mgr__process_cgroup_in_mount(const char *line, const char *own, char *to, size_t to_bytes)
+{
+    char root[MGR__PROCESS_CGROUP_BYTES], point[MGR__PROCESS_CGROUP_BYTES];
+    const char *at = line;
+    if (!strstr(line, " - cgroup2 ")) return false;
+    for (int field = 0; field < 3; field++) { while (*at && *at != ' ') at++; at += *at == ' '; }
+    at = mgr__process_mount_field(at, root, sizeof root);
+    mgr__process_mount_field(at, point, sizeof point);
+    size_t root_len = strcmp(root, "/") == 0 ? 0 : strlen(root);
+    if (strncmp(own, root, root_len) != 0 || (own[root_len] && own[root_len] != '/')) return false;
+    own += root_len;
+    if (strcmp(own, "/") == 0) own = "";
+    if (strlen(point) + strlen(own) >= to_bytes) return false;
+    mgr__process_append(mgr__process_append(to, point), own);
+    return true;
+}
+
+/* The directory of the group that this process is in. -ENOENT: no v2 hierarchy
+ * is mounted where we could reach our place in it. */
+static int mgr__process_cgroup_find(char *to, size_t to_bytes)
+{
+    char line[2048], own[MGR__PROCESS_CGROUP_BYTES] = "";
+    mgr__process_lines lines;
+    memset(&lines, 0, sizeof lines);
+    lines.fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
+    while (!own[0] && mgr__process_line(&lines, line, sizeof line))
+        if (strncmp(line, "0::/", 4) == 0 && !strstr(line, "/..")) mgr__copy_text(own, sizeof own, mgr__str_of(line + 3));
+    mgr__process_close(lines.fd);
+    if (!own[0]) return -ENOENT;
+    memset(&lines, 0, sizeof lines);
+    lines.fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+    bool found = false;
+    while (!found && mgr__process_line(&lines, line, sizeof line)) found = mgr__process_cgroup_in_mount(line, own, to, to_bytes);
+    mgr__process_close(lines.fd);
+    return found ? 0 : -ENOENT;
+}
+
+static int mgr__process_cgroup_make(const char *group) { return mgr__process_code(mkdir(group, 0755)); }
+
+/* Its directory, to be born into or to be locked. */
+static int mgr__process_cgroup_open(const char *group)
+{
+    int fd = open(group, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -errno : mgr__process_fd_high(fd);
+}
+
+static bool mgr__process_cgroup_there(const char *group) { return access(group, F_OK) == 0; }
+static int mgr__process_lock(int fd) { return mgr__process_code(flock(fd, LOCK_EX | LOCK_NB)); }
+
+static const char *mgr__process_cgroup_file(char *to, const char *group, const char *file)
+{
+    mgr__process_append(mgr__process_append(to, group), file);
+    return to;
+}
+
+/* Move this process there. */
+static int mgr__process_cgroup_join(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES + 32];
+    return mgr__process_file_put(mgr__process_cgroup_file(path, group, "/cgroup.procs"), "0", 1);
+}
+
+/* 1: a live process is in the group or below it, 0: none is (a zombie does not
+ * count, nor does a group that was removed). -errno: it cannot be known, for one
+ * when the whole hierarchy is out of sight. */
+static int mgr__process_cgroup_populated(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES + 32], text[256];
+    int got = mgr__process_file_get(mgr__process_cgroup_file(path, group, "/cgroup.events"), text, sizeof text);
+    if (got == -ENODEV) got = -ENOENT;      /* removed between open and read */
+    if (got == -ENOENT) {
+        mgr__process_append(path, group);
+        char *end = strrchr(path, '/');
+        if (!end) return got;
+        mgr__process_append(end, "/cgroup.procs");
+        return access(path, F_OK) == 0 ? 0 : got;
+    }
+    if (got < 0) return got;
+    const char *at = strstr(text, "populated ");
+    return !at ? -EPROTO : at[10] != '0';
+}
+
+/* Where in the v2 hierarchy a process is; NULL: not to be seen. In scratch. */
+static const char *mgr__process_cgroup_of(pid_t pid, char *scratch, size_t scratch_bytes)
+{
+    char path[48];
+    mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)pid), "/cgroup");
+    if (mgr__process_file_get(path, scratch, scratch_bytes) <= 0) return NULL;
+    for (char *at = scratch; at; at = strchr(at, '\n')) {
+        at += *at == '\n';
+        if (strncmp(at, "0::", 3) != 0) continue;
+        char *end = strchr(at, '\n');
+        if (end) *end = 0;
+        return at + 3;
+    }
+    return NULL;
+}
+
+/* SIGKILL for what is listed in this one group. A number could have passed to a
+ * stranger since it was read: the pidfd comes first, then a second look. */
+static void mgr__process_cgroup_kill_here(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES + 32], line[32], text[2048];
+    const char *name = strrchr(group, '/'), *place;
+    mgr__process_lines lines;
+    memset(&lines, 0, sizeof lines);
+    lines.fd = open(mgr__process_cgroup_file(path, group, "/cgroup.procs"), O_RDONLY | O_CLOEXEC);
+    while (mgr__process_line(&lines, line, sizeof line)) {
+        const char *at = line;
+        pid_t pid = (pid_t)mgr__process_number(&at);
+        if (pid <= 0) continue;             /* 0: of a namespace that we do not see */
+        int pidfd = mgr__process_pidfd(pid);
+        bool same = (place = mgr__process_cgroup_of(pid, text, sizeof text)) != NULL && name && strstr(place, name) != NULL;
+        if (same && pidfd >= 0) mgr__process_pidfd_kill(pidfd, SIGKILL);
+        else if (same) kill(pid, SIGKILL);
+        mgr__process_close(pidfd);
+    }
+    mgr__process_close(lines.fd);
+}
+
+enum mgr__process_cgroup_act { MGR__CGROUP_KILL, MGR__CGROUP_REMOVE };
+
+/* Through the groups below this one, deepest first: a worker may have made some,
+ * a nested manager does. `group` has room for MGR__PROCESS_CGROUP_BYTES. */
+static void mgr__process_cgroup_walk(char *group, enum mgr__process_cgroup_act act, int depth)
+{
+#ifdef __linux__
+    char entries[1024];
+    size_t len = strlen(group);
+    int dir = open(group, O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
+    while (dir >= 0 && depth && (got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
+        const char *name;
+        for (int at = 0; at < got; ) {
+            const char *entry = entries + at;
+            at += (int)mgr__process_dirent(entry, &name);
+            if (entry[18] != DT_DIR || *name == '.' || len + strlen(name) + 2 > MGR__PROCESS_CGROUP_BYTES) continue;
+            mgr__process_append(mgr__process_append(group + len, "/"), name);
+            mgr__process_cgroup_walk(group, act, depth - 1);
+            group[len] = 0;
+        }
+    }
+    mgr__process_close(dir);
+    if (act == MGR__CGROUP_REMOVE) rmdir(group);
+    else mgr__process_cgroup_kill_here(group);
+#else
+    (void)group; (void)act; (void)depth;
+#endif
+}
+
+/* One by one, for kernels without cgroup.kill: to be repeated until nothing is left. */
+static void mgr__process_cgroup_kill_each(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES];
+    mgr__copy_text(path, sizeof path, mgr__str_of(group));
+    mgr__process_cgroup_walk(path, MGR__CGROUP_KILL, MGR__PROCESS_CGROUP_DEPTH);
+}
+
+/* SIGKILL for everything in the group and below it; at one blow since Linux 5.14. */
+static void mgr__process_cgroup_kill(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES + 32];
+    if (mgr__process_file_put(mgr__process_cgroup_file(path, group, "/cgroup.kill"), "1", 1) < 0) mgr__process_cgroup_kill_each(group);
+}
+
+/* With the groups below it. One that still has a process stays. */
+static void mgr__process_cgroup_remove(const char *group)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES];
+    mgr__copy_text(path, sizeof path, mgr__str_of(group));
+    mgr__process_cgroup_walk(path, MGR__CGROUP_REMOVE, MGR__PROCESS_CGROUP_DEPTH);
+}
+
+static bool mgr__process_cgroup_mine(const char *name)
+{
+    const char *digits = name + 8;
+    if (strncmp(name, "manager-", 8) != 0) return false;
+    for (; *digits >= '0' && *digits <= '9'; digits++) { }
+    return !*digits && digits - name >= 16;
+}
+
+/* Groups of managers that ended without guard or keeper to clean up. Their lock is
+ * held while any of the three lives; once it is free, what is left in them has
+ * outlived its manager (Invariant 3). */
+static void mgr__process_cgroup_remove_stale(const char *parent)
+{
+#ifdef __linux__
+    char entries[1024], path[MGR__PROCESS_CGROUP_BYTES];
+    int dir = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
+    while (dir >= 0 && (got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
+        const char *name;
+        for (int at = 0; at < got; ) {
+            const char *entry = entries + at;
+            at += (int)mgr__process_dirent(entry, &name);
+            if (entry[18] != DT_DIR || !mgr__process_cgroup_mine(name) || strlen(parent) + strlen(name) + 2 > sizeof path) continue;
+            mgr__process_append(mgr__process_append(mgr__process_append(path, parent), "/"), name);
+            int fd = mgr__process_cgroup_open(path);
+            if (fd >= 0 && mgr__process_lock(fd) == 0) {
+                for (int i = 0; i < 50 && mgr__process_cgroup_populated(path) == 1; i++) {
+                    mgr__process_cgroup_kill(path);
+                    poll(NULL, 0, 2);
+                }
+                mgr__process_cgroup_remove(path);
+            }
+            mgr__process_close(fd);
+        }
+    }
+    mgr__process_close(dir);
+#else
+    (void)parent;
+#endif
+}
+
 /* ---- sockets of the last words: plain, non-blocking, no names ---- */
 
 static int mgr__process_connect(const struct sockaddr_storage *address, socklen_t len)
@@ -7529,6 +8050,45 @@ static void mgr__io_signals_close(int fd, const sigset_t *before)
 {
     close(fd);
     pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+/* ---- where we are ---- */
+
+/* "/" where it cannot be told: a directory that was removed, say. */
+static void mgr__io_directory(char *to, size_t to_bytes)
+{
+    if (!getcwd(to, to_bytes)) snprintf(to, to_bytes, "/");
+}
+
+/* Names this boot and this PID namespace, in which process ids mean something; "" where
+ * that cannot be told. */
+static void mgr__io_boot(char *to, size_t to_bytes)
+{
+    char boot[64] = "", space[64] = "";
+    to[0] = 0;
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd >= 0 ? read(fd, boot, sizeof boot - 1) : -1;
+    if (fd >= 0) close(fd);
+    ssize_t len = readlink("/proc/self/ns/pid", space, sizeof space - 1);
+    if (got < 36 || len <= 0) return;
+    boot[36] = 0;
+    space[len] = 0;
+    snprintf(to, to_bytes, "%s %s", boot, space);
+}
+
+/* A zombie counts as gone: it does nothing any more. */
+static bool mgr__io_alive(pid_t pid)
+{
+    char path[64], text[512];
+    if (kill(pid, 0) < 0 && errno == ESRCH) return false;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0) close(fd);
+    if (got <= 0) return fd >= 0;
+    text[got] = 0;
+    const char *state = strrchr(text, ')');
+    return !state || state[1] != ' ' || state[2] != 'Z';
 }
 
 /* ============================================================================
@@ -8684,12 +9244,15 @@ static void mgr__consul_parse(const mgr__request *r, const mgr__http_result *res
     memset(out, 0, sizeof *out);
     out->session = out->node = mgr__str_of("");
     out->outcome = res->outcome;
+    out->status = res->status;
     out->text = mgr__str_of(res->text);
     if (res->outcome != MGR__OUTCOME_OK) return;
     out->index = res->index;
     out->no_leader = res->no_leader;
-    /* No such key: an empty picture with an index to wait on. */
-    if (res->status == 404 && (r->ask == MGR__ASK_WATCH || r->ask == MGR__ASK_LIST)) return;
+    /* No such key: an empty picture with an index to wait on. Without an index it is somebody else's 404. */
+    bool keys = r->ask == MGR__ASK_WATCH || r->ask == MGR__ASK_LIST;
+    if (res->status == 404 && keys && res->index) return;
+    if (res->status == 404 && keys) { out->outcome = MGR__OUTCOME_REJECTED; out->text = mgr__str_of("404 without X-Consul-Index: what answers is no Consul agent"); return; }
     bool refused = res->status == 409 && r->ask == MGR__ASK_TXN;
     if (res->status != 200 && !refused) {
         out->text = mgr__consul_text(res->body);
@@ -8758,7 +9321,8 @@ typedef struct mgr__worker_report {
 typedef enum mgr__keeper_status {
     MGR__KEEPER_ALIVE,
     MGR__KEEPER_CLOSED,             /* lease word closed: it is stopping everything */
-    MGR__KEEPER_DEAD,               /* keeper or guard is gone, descendants maybe not */
+    MGR__KEEPER_DEAD,               /* keeper or guard is gone, descendants maybe not: SWEPT or UNPROVEN follows, unless one of them cannot be killed */
+    MGR__KEEPER_UNPROVEN,           /* both are gone, nobody can prove the work's death and no proof will come: end the life without a certificate */
     MGR__KEEPER_SWEPT               /* word closed, and every process of a partition has been seen dead */
 } mgr__keeper_status;
 
@@ -8766,11 +9330,14 @@ enum {
     MGR__KEEPER_OPEN_MS      = 10000,       /* until guard and keeper must be in place */
     MGR__KEEPER_CLOSE_MS     = 500,         /* mgr__keeper_close waits at most so long for an end that is under way */
     MGR__KEEPER_QUEUE_BYTES  = 4 << 20,     /* commands waiting for the keeper */
-    MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the three requests together */
+    MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the four requests together */
     MGR__KEEPER_WORDS_MS     = 30000,       /* one of them is tried for so long */
     MGR__KEEPER_TRY_MS       = 2000,        /* on one address */
     MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
+    MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
+    MGR__KEEPER_STUCK_MS     = 2000,        /* the guard leaves a keeper with an unkillable worker alone while it beats so often */
+    MGR__KEEPER_SCAN_MS      = 250,         /* pause between two looks of the host for what guard and keeper left */
     MGR__KEEPER_MUTE_MS      = 90000,       /* the guard ends a keeper that stands still so long over its last words */
     MGR__KEEPER_LIST_MAX     = 1 << 17,     /* processes of the whole host that a sweep looks at */
     MGR__KEEPER_START_MS     = 10000        /* from fork to exec, by default */
@@ -8793,6 +9360,9 @@ typedef struct mgr__slot {
     uint64_t result;    /* status, errno << 32; set before a `now` that says so */
 } mgr__slot;
 
+/* Room is left for the names of the workers' groups below it. */
+#define MGR__PAGE_GROUP_BYTES (MGR__PROCESS_CGROUP_BYTES - 64)
+
 #define MGR__SLOT_WORDS ((MGR_WORKER_COUNT_MAX + 63u) / 64u)
 
 typedef struct mgr__page {
@@ -8812,9 +9382,13 @@ typedef struct mgr__page {
     uint32_t ready;
     int32_t  start_error;       /* errno, with start_step */
     uint32_t start_step;
+    uint32_t stuck;             /* all are killed, swept for, and yet not dead: said by the keeper */
+    uint32_t isolate;           /* as asked for */
+    uint32_t group_partial;     /* a worker had to be started outside the group: its emptiness proves nothing */
     uint32_t keeper_gone;       /* said by the guard */
     uint32_t work_dead;         /* word closed, no process of a partition is left; said by keeper or guard */
     uint32_t swept;             /* no descendant is left, agents included; said by keeper or guard */
+    char     group[MGR__PAGE_GROUP_BYTES];  /* the cgroup's directory, fixed before `ready`; empty: none */
     uint64_t changed[MGR__SLOT_WORDS];  /* a bit per slot, set after `now` */
     mgr__slot slots[MGR_WORKER_COUNT_MAX];
 } mgr__page;
@@ -8876,12 +9450,13 @@ enum {
     MGR__FD_HOST,           /* pidfd */
     MGR__FD_OUT, MGR__FD_ERR,   /* the host's stdout and stderr, for the workers */
     MGR__FD_LIFE,           /* carries the life's flock; the workers have it too */
+    MGR__FD_GROUP,          /* the cgroup's directory under flock: while one of us lives nobody takes it for a left-over */
     MGR__FD_END
 };
 
 static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
 
-enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC };
+enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC, MGR__STEP_CGROUP };
 
 static void mgr__page_poke(void) { mgr__process_send(MGR__FD_SOCKET, "", 1); }   /* a full socket has pokes enough */
 
@@ -8891,6 +9466,22 @@ static void mgr__page_fail(mgr__page *page, enum mgr__start_step step, int code)
     MGR__STORE(&page->start_error, -code);
     mgr__page_poke();
     mgr__process_exit(1);
+}
+
+/* Of several "nonce-slot-generation;" in MANAGER_CHILD find this keeper's. False:
+ * there are only other managers'. */
+static bool mgr__page_child_name(const mgr__page *page, const char *text, uint64_t *slot, uint64_t *generation)
+{
+    for (const char *end; (end = strchr(text, ';')) != NULL; text = end + 1) {
+        if (mgr__process_number(&text) != page->nonce || *text != '-') continue;
+        text++;
+        *slot = mgr__process_number(&text);
+        if (*text != '-') continue;
+        text++;
+        *generation = mgr__process_number(&text);
+        if (text == end && *slot < MGR_WORKER_COUNT_MAX) return true;
+    }
+    return false;
 }
 
 /* ---- commands: frames of a header and bytes, in the machine's own byte order ---- */
@@ -8908,11 +9499,12 @@ typedef struct mgr__frame_spawn {   /* then directory, arguments, environment, e
 
 typedef struct mgr__frame_order { uint32_t slot; int32_t signo; uint32_t within_ms; } mgr__frame_order;
 
-/* Certificate, destroy, deregister: sent in this order once all work is dead. */
-enum { MGR__WORD_CERTIFICATE, MGR__WORD_DESTROY, MGR__WORD_DEREGISTER, MGR__WORD_COUNT };
+/* Certificate, destroy, deregister: sent in this order once all work is dead. The
+ * renewal of the session: while some of it cannot be killed. */
+enum { MGR__WORD_CERTIFICATE, MGR__WORD_DESTROY, MGR__WORD_DEREGISTER, MGR__WORD_RENEW, MGR__WORD_COUNT };
 
 typedef struct mgr__frame_words {   /* then the texts, one after another */
-    uint32_t address_count, lens[MGR__WORD_COUNT];
+    uint32_t address_count, renew_ms, lens[MGR__WORD_COUNT];
     struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
     socklen_t address_lens[MGR_ADDRESS_COUNT_MAX];
 } mgr__frame_words;
@@ -8934,6 +9526,7 @@ typedef struct mgr__child {
     int64_t  killed_at;         /* 0: not yet */
     uint64_t start;             /* ticks since boot */
     bool     agent, stuck, held;
+    bool     grouped;           /* it has a cgroup of its own */
 } mgr__child;
 
 enum mgr__keeping_phase {
@@ -8956,6 +9549,9 @@ typedef struct mgr__keeping {
     bool       sweep;           /* something may be left that belongs to nobody alive */
     int        orphans;         /* of work, when last looked */
     int64_t    sweep_pause;
+    int64_t    swept_at;        /* the last sweep that saw everything */
+    int64_t    renew_at;
+    uint32_t   renew_address;
     enum mgr__keeping_phase phase;
     int64_t    stop_at;         /* STOP: the lease's end, when whatever is left gets SIGKILL */
     int64_t    sweep_at, below_at;
@@ -8967,6 +9563,7 @@ typedef struct mgr__keeping {
     mgr__process list[MGR__KEEPER_LIST_MAX];
     char      *strings[MGR__SPAWN_STRINGS_BYTES + 4];
     char       name[MGR__CHILD_NAME_BYTES], found[MGR__CHILD_NAME_BYTES];
+    char       path[MGR__PROCESS_CGROUP_BYTES];
     char       scratch[MGR_SPAWN_BYTES_MAX * 2];
     struct { mgr__frame_words head; char text[MGR__KEEPER_WORDS_BYTES]; } words;
     size_t     in_len;
@@ -9007,8 +9604,18 @@ static void mgr__child_signal(const mgr__child *c, int signo)
     if (mgr__process_kill_group(c->pid, signo) < 0) mgr__process_kill(c->pid, signo);
 }
 
-static void mgr__child_kill(mgr__child *c, int64_t now)
+/* The worker's cgroup, "slot-generation" in ours. */
+static const char *mgr__child_cgroup(mgr__keeping *k, const mgr__child *c)
 {
+    char *at = mgr__process_append(mgr__process_append(k->path, k->page->group), "/");
+    at = mgr__process_append(mgr__process_digits(at, (uint64_t)(c - k->children)), "-");
+    mgr__process_digits(at, c->generation);
+    return k->path;
+}
+
+static void mgr__child_kill(mgr__keeping *k, mgr__child *c, int64_t now)
+{
+    if (c->grouped) mgr__process_cgroup_kill(mgr__child_cgroup(k, c));
     mgr__child_signal(c, SIGKILL);
     mgr__process_kill(c->pid, SIGKILL);
     if (!c->killed_at) c->killed_at = now;
@@ -9022,7 +9629,7 @@ static void mgr__child_stop(mgr__keeping *k, mgr__child *c, int64_t kill_at, int
     if (!mgr__child_live(c)) return;
     bool first = c->state != MGR__WORKER_STOPPING;
     if (kill_at < c->kill_at) c->kill_at = kill_at;
-    if (c->kill_at <= now) mgr__child_kill(c, now);
+    if (c->kill_at <= now) mgr__child_kill(k, c, now);
     else if (first) {
         mgr__child_signal(c, c->stop_signal);
         mgr__child_signal(c, SIGCONT);
@@ -9062,13 +9669,93 @@ static bool mgr__keeping_unpack(mgr__keeping *k, const mgr__frame_spawn *h, char
     return count == want && text == end;
 }
 
+/* Make the worker's cgroup, which counts it from its first moment. Where one was
+ * asked for by name no work is done without; else the worker runs outside. */
+static int mgr__keeping_group(mgr__keeping *k, mgr__child *c)
+{
+    if (!k->page->group[0]) return 0;
+    int code = mgr__process_cgroup_make(mgr__child_cgroup(k, c));
+    c->grouped = code >= 0;
+    if (code >= 0) return 0;
+    if (k->page->isolate == MGR_ISOLATE_CGROUP) return code;
+    MGR__STORE(&k->page->group_partial, 1u);
+    return 0;
+}
+
+static void mgr__keeping_ungroup(mgr__keeping *k, mgr__child *c)
+{
+    if (c->grouped) mgr__process_cgroup_remove(mgr__child_cgroup(k, c));
+    c->grouped = false;
+}
+
+/* Born in its group where the kernel can do that: a move would wait for a lock of
+ * the whole system's. */
+static pid_t mgr__keeping_clone(mgr__keeping *k, const mgr__child *c, bool *inside)
+{
+    *inside = false;
+    if (!c->grouped) return mgr__process_fork(false);
+    int fd = mgr__process_cgroup_open(mgr__child_cgroup(k, c));
+    pid_t pid = fd < 0 ? (pid_t)fd : mgr__process_fork_into(fd);
+    mgr__process_close(fd);
+    *inside = pid >= 0;
+    return pid >= 0 ? pid : mgr__process_fork(false);
+}
+
+/* In the child. */
+static int mgr__keeping_join(mgr__keeping *k, const mgr__child *c, bool inside)
+{
+    if (!c->grouped || inside) return 0;
+    int code = mgr__process_cgroup_join(mgr__child_cgroup(k, c));
+    if (code >= 0 || k->page->isolate == MGR_ISOLATE_CGROUP) return code;
+    MGR__STORE(&k->page->group_partial, 1u);
+    return 0;
+}
+
+/* Rights, a threaded group, a limit of groups, an old kernel: whether a process of
+ * ours can be put into a group of ours only a trial tells. 0, or -errno. */
+static int mgr__keeping_try_group(mgr__keeping *k)
+{
+    mgr__child trial;
+    mgr__process_end end;
+    bool inside;
+    memset(&trial, 0, sizeof trial);
+    char *at = mgr__process_append(k->path, k->page->group);
+    mgr__process_append(at, "/trial");
+    int code = mgr__process_cgroup_make(k->path);
+    if (code < 0) return code;
+    int fd = mgr__process_cgroup_open(k->path);
+    pid_t pid = fd < 0 ? (pid_t)fd : mgr__process_fork_into(fd);
+    inside = pid >= 0;
+    if (!inside) pid = mgr__process_fork(false);
+    if (pid == 0) {
+        code = inside ? 0 : mgr__process_cgroup_join(k->path);
+        mgr__process_exit(code < 0 ? -code : 0);
+    }
+    mgr__process_close(fd);
+    if (pid > 0) while (mgr__process_wait(pid, false, &end) == 0) mgr__process_poll(NULL, 0, 5);
+    code = pid < 0 ? (int)pid : end.status == 0 ? 0 : end.status > 0 ? -end.status : -ECHILD;
+    mgr__process_cgroup_remove(k->path);
+    return code;
+}
+
+/* Before the first worker. Without a group asked for by name it is done without. */
+static void mgr__keeping_settle_group(mgr__keeping *k)
+{
+    mgr__page *page = k->page;
+    int code = page->group[0] ? mgr__keeping_try_group(k) : 0;
+    if (code == 0) return;
+    mgr__process_cgroup_remove(page->group);
+    page->group[0] = 0;
+    if (page->isolate == MGR_ISOLATE_CGROUP) mgr__page_fail(page, MGR__STEP_CGROUP, code);
+}
+
 /* In the worker's process, from fork to exec. The order: what needs the keeper's
  * rights comes before the ids; the parent-death signal after them, for setuid
  * clears it; then the check that the parent did not die in between. */
-static int mgr__keeping_child(mgr__keeping *k, const mgr__frame_spawn *h, const char *directory, char *const *env)
+static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside, const mgr__frame_spawn *h, const char *directory, char *const *env)
 {
     int code = mgr__process_group(0);
-    if (code < 0) return code;
+    if (code < 0 || (code = mgr__keeping_join(k, c, inside)) < 0) return code;
     mgr__process_rank_restore(&k->rank);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_OUT)) mgr__process_dup_to(MGR__FD_OUT, 1);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_ERR)) mgr__process_dup_to(MGR__FD_ERR, 2);
@@ -9086,16 +9773,18 @@ static int mgr__keeping_child(mgr__keeping *k, const mgr__frame_spawn *h, const 
 /* 0, or -errno: then nothing was started. */
 static int mgr__keeping_fork(mgr__keeping *k, mgr__child *c, const mgr__frame_spawn *h, const char *directory, char *const *env)
 {
+    bool inside;
     int fds[2], code = mgr__process_pipe(fds);
     if (code < 0) return code;
-    pid_t pid = mgr__process_fork(false);
+    if ((code = mgr__keeping_group(k, c)) < 0) { mgr__process_close(fds[0]); mgr__process_close(fds[1]); return code; }
+    pid_t pid = mgr__keeping_clone(k, c, &inside);
     if (pid == 0) {
-        code = mgr__keeping_child(k, h, directory, env);
+        code = mgr__keeping_child(k, c, inside, h, directory, env);
         mgr__process_write(fds[1], &code, sizeof code);
         mgr__process_exit(127);
     }
     mgr__process_close(fds[1]);
-    if (pid < 0) { mgr__process_close(fds[0]); return (int)pid; }
+    if (pid < 0) { mgr__process_close(fds[0]); mgr__keeping_ungroup(k, c); return (int)pid; }
     mgr__process_group(pid);        /* whoever of the two comes first: the group exists before it is signalled */
     mgr__process stat;
     memset(&stat, 0, sizeof stat);
@@ -9176,7 +9865,9 @@ static void mgr__keeping_exited(mgr__keeping *k, mgr__child *c, int status)
     c->stuck = false;
     c->killed_at = 0;
     mgr__keeping_sweep_soon(k);
-    mgr__child_become(k, c, c->error && c->error != ETIMEDOUT ? MGR__WORKER_FAILED : MGR__WORKER_EXITED);
+    bool nothing = c->error && c->error != ETIMEDOUT;
+    if (nothing) mgr__keeping_ungroup(k, c);
+    mgr__child_become(k, c, nothing ? MGR__WORKER_FAILED : MGR__WORKER_EXITED);
 }
 
 /* Reap leaders and orphans alike. A leader's group is killed while its zombie
@@ -9187,39 +9878,43 @@ static void mgr__keeping_reap(mgr__keeping *k)
     while (mgr__process_wait(0, true, &end) == 1) {
         mgr__child *c = mgr__keeping_leader(k, end.pid);
         if (c) mgr__process_kill_group(end.pid, SIGKILL);
+        if (c && c->grouped) mgr__process_cgroup_kill(mgr__child_cgroup(k, c));
         if (mgr__process_wait(end.pid, false, &end) != 1) return;
         if (c) mgr__keeping_exited(k, c, end.status);
         else mgr__keeping_sweep_soon(k);
     }
 }
 
-/* Parse "nonce-slot-generation;" at the head of `text`. False: another manager's. */
-static bool mgr__keeping_parse_name(const mgr__keeping *k, const char *text, uint64_t *slot, uint64_t *generation)
+/* By the cgroup that an orphan is in, from whose path it cannot take our nonce away. */
+static bool mgr__keeping_group_name(mgr__keeping *k, pid_t pid, uint64_t *slot, uint64_t *generation)
 {
-    if (mgr__process_number(&text) != k->page->nonce || *text++ != '-') return false;
-    *slot = mgr__process_number(&text);
-    if (*text++ != '-') return false;
-    *generation = mgr__process_number(&text);
-    return *text == ';' && *slot < MGR_WORKER_COUNT_MAX;
+    const char *at = k->page->group[0] ? mgr__process_cgroup_of(pid, k->scratch, sizeof k->scratch) : NULL;
+    const char *name = strrchr(k->page->group, '/');
+    if (!at || !name || !(at = strstr(at, name))) return false;
+    at += strlen(name);
+    if (*at++ != '/') return false;
+    *slot = mgr__process_number(&at);
+    if (*at++ != '-') return false;
+    *generation = mgr__process_number(&at);
+    return *slot < MGR_WORKER_COUNT_MAX;
 }
 
 enum mgr__owner { MGR__OWNER_KNOWN, MGR__OWNER_FORMER, MGR__OWNER_UNKNOWN };
 
-/* Whose orphan is it? By its group, whose number cannot pass to another while it
- * has members; else by the name in its environment. */
+/* Whose orphan is it? By its cgroup; else, it may have been moved out, by its
+ * process group, whose number cannot pass to another while it has members; else by
+ * the name in its environment. */
 static enum mgr__owner mgr__keeping_owner(mgr__keeping *k, const mgr__process *p, mgr__child **owner)
 {
     uint64_t slot = 0, generation = 0;
-    for (uint32_t i = 0; i < k->high; i++) {
+    bool named = mgr__keeping_group_name(k, p->pid, &slot, &generation);
+    for (uint32_t i = 0; i < k->high && !named; i++) {
         *owner = &k->children[i];
         if (!mgr__child_over(*owner) && (*owner)->pid == p->group) return MGR__OWNER_KNOWN;
     }
-    if (!mgr__process_environ(p->pid, "MANAGER_CHILD=", k->scratch, sizeof k->scratch, k->found, sizeof k->found)) return MGR__OWNER_UNKNOWN;
-    const char *at = k->found;
-    while (!mgr__keeping_parse_name(k, at, &slot, &generation)) {
-        at = strchr(at, ';');
-        if (!at++) return MGR__OWNER_UNKNOWN;
-    }
+    if (!named) named = mgr__process_environ(p->pid, "MANAGER_CHILD=", k->scratch, sizeof k->scratch, k->found, sizeof k->found)
+                        && mgr__page_child_name(k->page, k->found, &slot, &generation);
+    if (!named) return MGR__OWNER_UNKNOWN;
     *owner = &k->children[slot];
     return (*owner)->generation == (uint32_t)generation && !mgr__child_over(*owner) ? MGR__OWNER_KNOWN : MGR__OWNER_FORMER;
 }
@@ -9261,6 +9956,15 @@ static bool mgr__keeping_orphan(mgr__keeping *k, const mgr__process *p)
     return !agents;
 }
 
+/* A cgroup may hold what is no child of ours (yet): below a leader's child that
+ * does not die, say. */
+static bool mgr__keeping_group_held(mgr__keeping *k, const mgr__child *c)
+{
+    if (!c->grouped || mgr__process_cgroup_populated(mgr__child_cgroup(k, c)) == 0) return false;
+    mgr__process_cgroup_kill(k->path);
+    return true;
+}
+
 /* Kill what ended workers left, find which trees are empty. Without the list
  * nothing is called empty but by the kernel's own word that there is no child
  * (Invariant 4). */
@@ -9279,11 +9983,13 @@ static void mgr__keeping_sweep(mgr__keeping *k)
     for (uint32_t i = 0; i < k->high; i++) {
         mgr__child *c = &k->children[i];
         if (c->state != MGR__WORKER_EXITED) continue;
-        if (count < 0 || c->held) { k->sweep = true; continue; }
+        if (count < 0 || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }
         c->stuck = false;
+        mgr__keeping_ungroup(k, c);
         mgr__child_become(k, c, c->error ? MGR__WORKER_FAILED : MGR__WORKER_EMPTY);
     }
     if (k->phase != MGR__PHASE_RUN && k->orphans) k->sweep = true;
+    if (count >= 0) k->swept_at = mgr__process_now_ms();
 }
 
 /* What does not die at once is looked at less and less often. */
@@ -9321,11 +10027,11 @@ static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
         if (!mgr__child_live(c)) continue;
         if (c->exec_fd >= 0 && now >= c->start_until && !c->killed_at) {
             c->error = ETIMEDOUT;
-            mgr__child_kill(c, now);
+            mgr__child_kill(k, c, now);
         }
         if (now >= c->kill_at) {
             if (c->killed_at && now - c->killed_at >= 50) mgr__keeping_kill_tree(k, c, now);
-            mgr__child_kill(c, now);
+            mgr__child_kill(k, c, now);
             mgr__keeping_stuck(k, c, now);
         }
     }
@@ -9345,6 +10051,7 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
     if (k->phase == MGR__PHASE_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k, mgr__page_lease(k->page)));
     if (k->sweep) due = mgr__min64(due, k->sweep_at);
     if (k->phase == MGR__PHASE_STOP && k->stop_at > now) due = mgr__min64(due, k->stop_at);
+    if (k->phase == MGR__PHASE_STOP) due = mgr__min64(due, now + MGR__KEEPER_SWEEP_MS_MAX);     /* well below MGR__KEEPER_STUCK_MS */
     for (uint32_t i = 0; i < k->high; i++) {
         const mgr__child *c = &k->children[i];
         if (!mgr__child_live(c)) continue;
@@ -9382,9 +10089,9 @@ static int mgr__words_status(int fd, int64_t until)
     return (head[9] - '0') * 100 + (head[10] - '0') * 10 + (head[11] - '0');
 }
 
-static int mgr__words_try(const struct sockaddr_storage *address, socklen_t address_len, const char *text, size_t len)
+static int mgr__words_try(const struct sockaddr_storage *address, socklen_t address_len, const char *text, size_t len, int64_t within_ms)
 {
-    int64_t until = mgr__process_now_ms() + MGR__KEEPER_TRY_MS;
+    int64_t until = mgr__process_now_ms() + within_ms;
     int fd = mgr__process_connect(address, address_len), result = 0;
     if (fd < 0) return fd;
     for (size_t sent = 0; sent < len && result >= 0; ) {
@@ -9411,7 +10118,7 @@ static void mgr__words_send(const mgr__keeping *k, int which)
     while (h->lens[which] && h->address_count && now < until && !MGR__LOAD(&k->page->dismissed)) {
         bool refused = false, unsure = false;
         for (uint32_t i = 0; i < h->address_count; i++) {
-            int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[which]);
+            int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[which], MGR__KEEPER_TRY_MS);
             if (status >= 200 && status < 300) return;
             if (status >= 400 && status < 500 && status != 429) refused = true;
             else if (status > 0) unsure = true;
@@ -9478,11 +10185,47 @@ static bool mgr__keeping_overrun(const mgr__keeping *k, int64_t now)
     return true;
 }
 
+/* Whether all work is dead. */
+static bool mgr__keeping_work_over(const mgr__keeping *k, int64_t now)
+{
+    if (mgr__keeping_overrun(k, now) || k->sweep) return false;
+    for (uint32_t i = 0; i < k->high; i++) if (!k->children[i].agent && !mgr__child_over(&k->children[i])) return false;
+    return true;
+}
+
+/* SIGKILL is out to all, a sweep has followed, and something lives on. The guard
+ * could do no more than this: it is told to leave us alone while we beat. */
+static void mgr__keeping_note_stuck(mgr__keeping *k, int64_t now)
+{
+    if (now < k->stop_at + k->page->kill_margin_ms / 4 || (k->sweep && k->swept_at < k->stop_at)) return;
+    MGR__STORE(&k->page->stuck, 1u);
+}
+
+/* Its partition is not free before it is dead: as long as the session stands,
+ * nobody else starts. One address at a time, for the loop must go on turning; a
+ * session that is gone already (404) cannot be renewed. */
+static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
+{
+    const mgr__frame_words *h = &k->words.head;
+    const char *text = k->words.text + h->lens[0] + h->lens[1] + h->lens[2];
+    bool due = h->lens[MGR__WORD_RENEW] && h->address_count && now >= k->renew_at && !MGR__LOAD(&k->page->dismissed);
+    if (!due || now < k->stop_at + mgr__max64(1000, k->page->kill_margin_ms)) return;
+    uint32_t i = k->renew_address++ % h->address_count;
+    int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
+    bool answered = (status >= 200 && status < 300) || status == 404;
+    if (answered) k->renew_address = i;
+    k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, 1000));
+}
+
 static void mgr__keeping_stop_more(mgr__keeping *k, int64_t now)
 {
     mgr__page *page = k->page;
-    if (mgr__keeping_overrun(k, now) || k->sweep) return;
-    for (uint32_t i = 0; i < k->high; i++) if (!k->children[i].agent && !mgr__child_over(&k->children[i])) return;
+    if (!mgr__keeping_work_over(k, now)) {
+        mgr__keeping_note_stuck(k, now);
+        mgr__keeping_renew(k, now);
+        return;
+    }
+    MGR__STORE(&page->stuck, 0u);
     MGR__STORE(&page->work_dead, 1u);
     mgr__page_poke();
     k->phase = MGR__LOAD(&page->dismissed) ? MGR__PHASE_AGENTS : MGR__PHASE_WORDS;
@@ -9496,6 +10239,7 @@ static void mgr__keeping_end_agents(mgr__keeping *k, int64_t now)
         if (c->state != MGR__WORKER_STOPPING) mgr__child_stop(k, c, now + c->stop_grace_ms, now);
     }
     if (mgr__process_wait(0, true, &end) != -ECHILD) return;
+    if (k->page->group[0]) mgr__process_cgroup_remove(k->page->group);
     MGR__STORE(&k->page->swept, 1u);
     mgr__page_poke();
     k->phase = MGR__PHASE_OVER;
@@ -9516,6 +10260,12 @@ static void mgr__keeping_step(mgr__keeping *k, int64_t now)
     }
 }
 
+static void mgr__keeping_steps(mgr__keeping *k, int64_t now)
+{
+    enum mgr__keeping_phase before;
+    do { before = k->phase; mgr__keeping_step(k, now); } while (k->phase != before);
+}
+
 /* ---- the keeper process: commands ---- */
 
 static bool mgr__keeping_words(mgr__keeping *k, const char *frame, size_t bytes)
@@ -9523,7 +10273,8 @@ static bool mgr__keeping_words(mgr__keeping *k, const char *frame, size_t bytes)
     mgr__frame_words h;
     if (bytes < sizeof h) return false;
     memcpy(&h, frame, sizeof h);
-    size_t texts = (size_t)h.lens[0] + h.lens[1] + h.lens[2];
+    size_t texts = 0;
+    for (int i = 0; i < MGR__WORD_COUNT; i++) texts += h.lens[i];
     if (texts > sizeof k->words.text || bytes != sizeof h + texts || h.address_count > MGR_ADDRESS_COUNT_MAX) return false;
     k->words.head = h;
     memcpy(k->words.text, frame + sizeof h, texts);
@@ -9621,13 +10372,12 @@ static void mgr__keeping_turn(mgr__keeping *k)
 {
     int64_t now = mgr__process_now_ms();
     MGR__STORE(&k->page->keeper_beat, now);
-    enum mgr__keeping_phase before;
-    do { before = k->phase; mgr__keeping_step(k, now); } while (k->phase != before);
+    mgr__keeping_steps(k, now);
     mgr__keeping_reap(k);
     mgr__keeping_deadlines(k, now);
     for (uint32_t i = 0; i < k->high; i++) if (mgr__child_live(&k->children[i])) mgr__keeping_exec_news(k, &k->children[i]);
     mgr__keeping_sweep_paced(k, now);
-    if (k->phase == MGR__PHASE_STOP) mgr__keeping_stop_more(k, now);
+    if (k->phase == MGR__PHASE_STOP) mgr__keeping_steps(k, now);    /* what was reaped may have been the last: speak now, not at the next tick */
     if (k->poke) mgr__page_poke();
     k->poke = false;
 }
@@ -9651,6 +10401,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd)
     mgr__process_rank_raise(&k->rank);
     mgr__process self;
     if (!mgr__process_stat(k->self, &self)) mgr__page_fail(page, MGR__STEP_PROC, -ENOENT);
+    mgr__keeping_settle_group(k);
     MGR__STORE(&page->keeper, (int32_t)k->self);
     MGR__STORE(&page->keeper_beat, mgr__process_now_ms());
     MGR__STORE(&page->ready, 1u);
@@ -9715,6 +10466,7 @@ static void mgr__guard_watch(mgr__guard *g)
     while (mgr__process_wait(g->keeper, true, &end) == 0) {
         int64_t now = mgr__process_now_ms(), deadline = mgr__guard_deadline(g, now);
         MGR__STORE(&g->page->guard_beat, now);
+        if (MGR__LOAD(&g->page->stuck)) deadline = mgr__max64(deadline, MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_STUCK_MS);    /* it renews the session meanwhile */
         if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
         if (now >= deadline) {
             mgr__page_close(g->page);
@@ -9731,18 +10483,22 @@ static void mgr__guard_sweep(mgr__guard *g, mgr__process *list)
 {
     mgr__process_end end;
     pid_t self = mgr__process_self();
+    const char *group = g->page->group;
     int got;
     mgr__page_close(g->page);
     MGR__STORE(&g->page->keeper_gone, 1u);
     mgr__page_poke();
     for (;;) {
         while ((got = mgr__process_wait(0, false, &end)) == 1) { }
-        if (got == -ECHILD) break;
+        if (got == -ECHILD && (!group[0] || mgr__process_cgroup_populated(group) != 1)) break;
+        if (group[0]) mgr__process_cgroup_kill(group);
         mgr__process_kill_below(self, list, MGR__KEEPER_LIST_MAX);
         MGR__STORE(&g->page->guard_beat, mgr__process_now_ms());
         mgr__process_poll(NULL, 0, 5);
     }
     MGR__STORE(&g->page->work_dead, 1u);
+    mgr__page_poke();
+    if (group[0]) mgr__process_cgroup_remove(group);
     MGR__STORE(&g->page->swept, 1u);
     mgr__page_poke();
 }
@@ -9782,12 +10538,16 @@ typedef struct mgr__keeper {
     mgr__heap *heap;
     mgr__page *page;            /* NULL: never opened, or closed */
     int        fd, guard_fd, keeper_fd;     /* socket; pidfds, -1 where there are none */
+    int        group_fd;        /* the cgroup's lock, -1: none */
     pid_t      host, guard;
     uid_t      euid;
     mgr__buf   out;             /* frames on their way */
     uint32_t   generation;
     bool       ended;           /* nobody holds the socket's other end */
     int64_t    silent_at;       /* a heart was first seen not beating; 0: it beats */
+    int64_t    alone_at, unproven_at;   /* guard and keeper were first seen gone; when to give up proof. 0: not so */
+    int64_t    scan_at;
+    bool       strays;          /* the last scan found some */
     uint8_t    used[MGR_WORKER_COUNT_MAX];
     uint64_t   changed[MGR__SLOT_WORDS];
 } mgr__keeper;
@@ -9811,6 +10571,7 @@ static const char *mgr__keeper_step_text(uint32_t step)
     case MGR__STEP_KEEPER: return "fork the keeper";
     case MGR__STEP_MEMORY: return "map memory";
     case MGR__STEP_PROC: return "read /proc";
+    case MGR__STEP_CGROUP: return "use a cgroup";
     }
     return "start";
 }
@@ -9851,10 +10612,11 @@ static void mgr__keeper_drop(mgr__keeper *k)
     mgr__process_close(k->fd);
     mgr__process_close(k->guard_fd);
     mgr__process_close(k->keeper_fd);
+    mgr__process_close(k->group_fd);
     mgr__process_unmap(k->page, sizeof *k->page);
     if (k->heap) mgr__buf_free(&k->out);
     k->page = NULL;
-    k->fd = k->guard_fd = k->keeper_fd = -1;
+    k->fd = k->guard_fd = k->keeper_fd = k->group_fd = -1;
 }
 
 /* Our environment and a mark by which mgr_keeper_main knows what it is. */
@@ -9881,6 +10643,7 @@ static void mgr__keeper_page_init(mgr__page *page, const mgr__keeper_config *c, 
     page->kill_margin_ms = c->kill_margin_ms;
     page->stop_grace_ms = c->stop_grace_ms;
     page->overrun_kill_host = c->overrun_kill_host;
+    page->isolate = (uint32_t)c->isolate;
     page->host = (int32_t)host;
     page->host_start = self.start;
     page->lease = MGR__LEASE_UNSET;
@@ -9900,6 +10663,7 @@ static int mgr__keeper_fork(mgr__keeper *k, mgr__keeper_birth *birth, int page_f
     birth->keep[MGR__FD_OUT - 3] = 1;
     birth->keep[MGR__FD_ERR - 3] = 2;
     birth->keep[MGR__FD_LIFE - 3] = birth->life_fd > 2 ? birth->life_fd : -1;
+    birth->keep[MGR__FD_GROUP - 3] = k->group_fd;
     mgr__process_signals_block(&before);
     k->guard = mgr__process_fork(true);
     if (k->guard == 0) mgr__keeper_born(k->page, birth);
@@ -9931,6 +10695,50 @@ static int mgr__keeper_handshake(mgr__keeper *k, bool execed)
     return 0;
 }
 
+/* Make "manager-<nonce>" in the group that we are in ourselves, so that whatever
+ * limits us limits our workers, and lock it. One that was taken for a left-over
+ * between the two is made anew. 0, or -errno. */
+static int mgr__keeper_make_group(mgr__keeper *k)
+{
+    char parent[MGR__PROCESS_CGROUP_BYTES];
+    int code = mgr__process_cgroup_find(parent, sizeof parent);
+    if (code < 0) return code;
+    if (strlen(parent) + sizeof "/manager-18446744073709551615" > sizeof k->page->group) return -ENAMETOOLONG;
+    mgr__process_cgroup_remove_stale(parent);
+    mgr__process_digits(mgr__process_append(mgr__process_append(k->page->group, parent), "/manager-"), k->page->nonce);
+    for (int i = 0; i < 5; i++) {
+        code = mgr__process_cgroup_make(k->page->group);
+        if (code < 0 && (code != -EEXIST || i == 0)) break;
+        code = k->group_fd = mgr__process_cgroup_open(k->page->group);
+        if (code >= 0) code = mgr__process_lock(k->group_fd);
+        if (code >= 0 && mgr__process_cgroup_there(k->page->group)) return 0;
+        mgr__process_close(k->group_fd);
+        k->group_fd = -1;
+        mgr__process_poll_one(-1, 0, 2);
+    }
+    mgr__process_cgroup_remove(k->page->group);
+    k->page->group[0] = 0;
+    return code < 0 ? code : -EAGAIN;
+}
+
+static int mgr__keeper_isolate(mgr__keeper *k, mgr_isolate asked)
+{
+    int code = asked == MGR_ISOLATE_NONE ? 0 : mgr__keeper_make_group(k);
+    if (code == 0 || asked != MGR_ISOLATE_CGROUP) return 0;
+    k->page->start_step = MGR__STEP_CGROUP;
+    return code;
+}
+
+static const char *mgr__keeper_group_hint(int code)
+{
+    switch (-code) {
+    case ENOENT: return " (no cgroup v2 is mounted that this process is in: mount one, or ask for auto or none)";
+    case EACCES: case EPERM: case EROFS:
+        return " (its own cgroup must be writable: under systemd by Delegate=yes, in a container by a writable /sys/fs/cgroup; or ask for auto or none)";
+    default: return " (ask for auto or none to do without)";
+    }
+}
+
 static int mgr__keeper_make(mgr__keeper *k, const mgr__keeper_config *c, bool whole)
 {
     mgr__keeper_birth birth;
@@ -9941,7 +10749,8 @@ static int mgr__keeper_make(mgr__keeper *k, const mgr__keeper_config *c, bool wh
     k->page = (mgr__page *)mgr__process_shared_make(sizeof *k->page, &page_fd);
     if (!k->page) return -ENOMEM;
     mgr__keeper_page_init(k->page, c, k->host);
-    if ((code = mgr__process_socketpair(pair)) == 0) {
+    code = mgr__keeper_isolate(k, c->isolate);
+    if (code == 0 && (code = mgr__process_socketpair(pair)) == 0) {
         k->fd = pair[0];
         birth.argv = page_fd >= 0 ? c->keeper_argv : NULL;
         birth.env = birth.argv ? mgr__keeper_environment(k->heap) : NULL;
@@ -9959,6 +10768,7 @@ static void mgr__keeper_abort(mgr__keeper *k)
 {
     if (k->guard > 0) mgr__process_kill(k->guard, SIGKILL);
     for (int i = 0; i < 50 && !mgr__keeper_reap(k); i++) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    if (k->page && k->page->group[0]) mgr__process_cgroup_remove(k->page->group);
     mgr__keeper_drop(k);
 }
 
@@ -9968,13 +10778,13 @@ static void mgr__keeper_abort(mgr__keeper *k)
 static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__keeper_config *c, mgr__buf *error_text)
 {
     memset(k, 0, sizeof *k);
-    k->fd = k->guard_fd = k->keeper_fd = -1;
+    k->fd = k->guard_fd = k->keeper_fd = k->group_fd = -1;
     k->heap = heap;
     k->host = mgr__process_self();
     k->euid = mgr__process_euid();
     mgr__buf_init(&k->out, heap, MGR__KEEPER_QUEUE_BYTES * 2u);
-    if (c->isolate == MGR_ISOLATE_CGROUP || c->isolate == MGR_ISOLATE_PIDNS) {
-        mgr__buf_printf(error_text, "isolate: %s is not available here, use auto or none", c->isolate == MGR_ISOLATE_CGROUP ? "cgroup" : "pidns");
+    if (c->isolate == MGR_ISOLATE_PIDNS) {
+        mgr__buf_printf(error_text, "isolate: pidns is not built into this version: ask for cgroup, which also ends whole trees, or for auto or none");
         return MGR_INVALID;
     }
     int code = mgr__keeper_make(k, c, false);
@@ -9984,7 +10794,8 @@ static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__k
     }
     if (code == 0) return MGR_OK;
     uint32_t step = k->page ? k->page->start_step : (uint32_t)MGR__STEP_MEMORY;
-    mgr__buf_printf(error_text, "cannot start guard and keeper: %s: %s", mgr__keeper_step_text(step), strerror(-code));
+    mgr__buf_printf(error_text, "cannot start guard and keeper: %s: %s%s", mgr__keeper_step_text(step), strerror(-code),
+                    step == MGR__STEP_CGROUP ? mgr__keeper_group_hint(code) : "");
     mgr__keeper_abort(k);
     return code == -ENOMEM ? MGR_NO_MEMORY : MGR_SYSTEM;
 }
@@ -10105,13 +10916,14 @@ static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
 }
 
 /* Prepare or replace what the keeper says when the work has ended without the
- * manager. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
+ * manager; renew, every renew_ms (a third of the session's TTL), while some of it
+ * cannot be killed. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
  * over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was set before then stays. */
 static mgr_result mgr__keeper_last_words(mgr__keeper *k, const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
-                                         mgr__str certificate, mgr__str destroy, mgr__str deregister)
+                                         mgr__str certificate, mgr__str destroy, mgr__str deregister, mgr__str renew, uint32_t renew_ms)
 {
     mgr__frame_words h;
-    size_t bytes = certificate.len + destroy.len + deregister.len;
+    size_t bytes = certificate.len + destroy.len + deregister.len + renew.len;
     if (address_count > MGR_ADDRESS_COUNT_MAX || bytes > MGR__KEEPER_WORDS_BYTES) return MGR_LIMIT;
     memset(&h, 0, sizeof h);
     h.address_count = (uint32_t)address_count;
@@ -10119,11 +10931,14 @@ static mgr_result mgr__keeper_last_words(mgr__keeper *k, const struct sockaddr_s
     h.lens[MGR__WORD_CERTIFICATE] = (uint32_t)certificate.len;
     h.lens[MGR__WORD_DESTROY] = (uint32_t)destroy.len;
     h.lens[MGR__WORD_DEREGISTER] = (uint32_t)deregister.len;
+    h.lens[MGR__WORD_RENEW] = (uint32_t)renew.len;
+    h.renew_ms = renew_ms ? renew_ms : 1000;
     mgr__keeper_frame(k, MGR__FRAME_WORDS, &h, sizeof h, bytes);
     if (k->out.failed) { k->out.failed = false; return MGR_NO_MEMORY; }
     mgr__buf_str(&k->out, certificate);
     mgr__buf_str(&k->out, destroy);
     mgr__buf_str(&k->out, deregister);
+    mgr__buf_str(&k->out, renew);
     mgr__keeper_flush(k);
     return MGR_OK;
 }
@@ -10203,15 +11018,97 @@ static void mgr__keeper_silence(mgr__keeper *k)
     else mgr__process_pidfd_kill(keeper ? k->keeper_fd : k->guard_fd, SIGKILL);
 }
 
-/* What stands. To be called at least every quarter of the lease. */
+/* What is in force, whatever was asked for. */
+static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k)
+{
+    return k->page && k->page->group[0] && !MGR__LOAD(&k->page->group_partial) ? MGR_ISOLATE_CGROUP : MGR_ISOLATE_NONE;
+}
+
+/* Guard and keeper both: without a pidfd, nobody holds the socket's other end. */
+static bool mgr__keeper_alone(const mgr__keeper *k)
+{
+    bool guard = k->guard_fd >= 0 ? mgr__keeper_ended(k->guard_fd) : k->ended;
+    return guard && (k->keeper_fd >= 0 ? mgr__keeper_ended(k->keeper_fd) : k->ended);
+}
+
+/* SIGKILL for whatever bears our name in its environment, wherever it went. What
+ * is found was ours; that nothing is found proves nothing: an environment can be
+ * forgotten, or not be ours to read. True: there was some. */
+static bool mgr__keeper_kill_strays(const mgr__keeper *k)
+{
+    size_t list_bytes = sizeof(mgr__process) * MGR__KEEPER_LIST_MAX, scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
+    mgr__process *list = (mgr__process *)mgr__process_pages(list_bytes);
+    char *scratch = (char *)mgr__process_pages(scratch_bytes), found[MGR__CHILD_NAME_BYTES];
+    uint64_t slot, generation;
+    bool some = false;
+    int count = list && scratch ? mgr__process_list(0, list, MGR__KEEPER_LIST_MAX) : 0;
+    for (int i = 0; i < count; i++) {
+        if (list[i].start < k->page->host_start || list[i].state == 'Z' || list[i].pid == k->host) continue;
+        if (!mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)) continue;
+        if (!mgr__page_child_name(k->page, found, &slot, &generation)) continue;
+        mgr__process_kill_listed(&list[i]);
+        some = true;
+    }
+    mgr__process_unmap(list, list_bytes);
+    mgr__process_unmap(scratch, scratch_bytes);
+    return some;
+}
+
+/* Until when somebody may have believed in the lease, which only we can close now. */
+static void mgr__keeper_be_alone(mgr__keeper *k, int64_t now)
+{
+    const mgr__page *page = k->page;
+    bool noted = mgr__page_lease(page) != MGR__LEASE_CLOSED;
+    mgr__page_close(k->page);
+    int64_t until = MGR__LOAD(&page->closed_until);
+    if (!until && !noted) until = now + (int64_t)page->lease_ms;     /* closed by one that died before it noted what it held */
+    k->alone_at = now;
+    k->unproven_at = mgr__max64(now, until) + (int64_t)page->kill_margin_ms;
+}
+
+/* Nobody else is left to end the work. Direct workers die with their parent; what
+ * they had begun is killed by cgroup, and called dead on the kernel's word that it
+ * is empty. Without one, what can be found is killed, and nothing is proven. */
+static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
+{
+    int64_t now = mgr__process_now_ms();
+    mgr__page *page = k->page;
+    int populated = -ENOENT;
+    if (!k->alone_at) mgr__keeper_be_alone(k, now);
+    if (page->group[0]) {
+        populated = mgr__process_cgroup_populated(page->group);
+        if (populated == 1) mgr__process_cgroup_kill(page->group);
+        for (int i = 0; i < 10 && k->alone_at == now && populated == 1; i++) {     /* the first time: it dies within milliseconds, as a rule */
+            mgr__process_poll_one(-1, 0, 2);
+            populated = mgr__process_cgroup_populated(page->group);
+        }
+    }
+    if (now >= k->scan_at) {
+        k->strays = mgr__keeper_kill_strays(k);
+        k->scan_at = now + (k->strays ? MGR__KEEPER_SWEEP_MS : MGR__KEEPER_SCAN_MS);
+    }
+    if (populated == 1) return MGR__KEEPER_DEAD;
+    if (page->group[0]) mgr__process_cgroup_remove(page->group);
+    if (populated == 0 && mgr__keeper_isolation(k) == MGR_ISOLATE_CGROUP) {
+        if (k->strays) return MGR__KEEPER_DEAD;
+        MGR__STORE(&page->work_dead, 1u);
+        MGR__STORE(&page->swept, 1u);
+        return MGR__KEEPER_SWEPT;
+    }
+    return now >= k->unproven_at ? MGR__KEEPER_UNPROVEN : MGR__KEEPER_DEAD;
+}
+
+/* What stands. To be called at least every quarter of the lease; while it is DEAD
+ * every 100 ms or so, for nobody pokes any more. The word is closed by then. */
 static mgr__keeper_status mgr__keeper_look(mgr__keeper *k)
 {
     const mgr__page *page = k->page;
     bool silent = mgr__keeper_silent(k);
     if (MGR__LOAD(&page->swept) || MGR__LOAD(&page->work_dead)) return MGR__KEEPER_SWEPT;
+    if (mgr__keeper_alone(k)) return mgr__keeper_end_alone(k);
     if (silent) mgr__keeper_silence(k);
-    if (silent || k->ended || MGR__LOAD(&page->keeper_gone)) return MGR__KEEPER_DEAD;
-    if (mgr__keeper_ended(k->guard_fd) || mgr__keeper_ended(k->keeper_fd)) return MGR__KEEPER_DEAD;
+    bool dead = silent || k->ended || MGR__LOAD(&page->keeper_gone) || mgr__keeper_ended(k->guard_fd) || mgr__keeper_ended(k->keeper_fd);
+    if (dead) { mgr__page_close(k->page); return MGR__KEEPER_DEAD; }
     return mgr__page_lease(page) == MGR__LEASE_CLOSED ? MGR__KEEPER_CLOSED : MGR__KEEPER_ALIVE;
 }
 
@@ -10222,9 +11119,6 @@ static uint32_t mgr__keeper_late_ms(const mgr__keeper *k)
     return guard > keeper ? guard : keeper;
 }
 
-/* What is in force, whatever was asked for. */
-static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k) { (void)k; return MGR_ISOLATE_NONE; }
-
 /* The orderly end: the manager has certified or handed over what there was. What
  * still runs is stopped, agents last; nothing is said to Consul. */
 static void mgr__keeper_dismiss(mgr__keeper *k)
@@ -10232,7 +11126,7 @@ static void mgr__keeper_dismiss(mgr__keeper *k)
     if (!k->page) return;
     MGR__STORE(&k->page->dismissed, 1u);
     mgr__page_close(k->page);
-    mgr__keeper_last_words(k, NULL, NULL, 0, mgr__str_of(""), mgr__str_of(""), mgr__str_of(""));   /* wakes it */
+    mgr__keeper_last_words(k, NULL, NULL, 0, mgr__str_of(""), mgr__str_of(""), mgr__str_of(""), mgr__str_of(""), 0);    /* wakes it */
 }
 
 /* Let go. Work still running is stopped by the keeper, as at the manager's death.
@@ -10247,6 +11141,7 @@ static void mgr__keeper_close(mgr__keeper *k)
     bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->swept);
     int64_t until = mgr__process_now_ms() + (soon ? MGR__KEEPER_CLOSE_MS : 50);
     while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    if (!MGR__LOAD(&k->page->swept) && mgr__keeper_alone(k)) mgr__keeper_end_alone(k);
     mgr__keeper_drop(k);
 }
 
@@ -10284,7 +11179,9 @@ enum {
     MGR__REQUEST_TIMEOUT_MS = 8000,     /* longer than the 7 s for which a server without a leader holds a request */
     MGR__SIDE_TIMEOUT_MS = 2000,        /* requests that stand in the way of the core's */
     MGR__SIDE_RETRY_MS = 2000,
+    MGR__KEEPER_RETRY_MS = 1000,
     MGR__CHECK_POLL_MS = 1000,
+    MGR__VIEW_WAIT_MS_MAX = 600000,     /* Consul's own limit */
     MGR__DELAY_STEP_MS = 1000,
     MGR__CRASH_LOOP = 10,               /* ends in a row: another instance shall try */
     MGR__CRASH_START = 3                /* a failed start counts so many times */
@@ -10304,6 +11201,7 @@ typedef struct mgr__work {
     bool       in_process;      /* not (only) processes: gone when the program says so */
     bool       held;            /* mgr_hold: mgr_released alone ends it */
     bool       starting;        /* on_acquire is running */
+    bool       let_go;          /* mgr_released was called */
     bool       stopping, lost;
     int64_t    kill_at;         /* stopping, and on_release is pending: then processes are killed */
 } mgr__work;
@@ -10319,13 +11217,14 @@ typedef struct mgr__proc {
     const char **argv, **env;
     mgr_process process;
     bool       daemon, alive, ended, stuck_told, killed;
+    bool       dropped;         /* forgotten: freed at the end of the turn, for callbacks may still hold its name */
     uint32_t   slot;
     pid_t      pid;
     uint64_t   attempts;
     int64_t    started_at, restart_at;
     uint32_t   backoff_ms;
     uint32_t   failures;        /* ends in a row before it was healthy */
-    char       last_exit[24];
+    char       last_exit[MGR__EXIT_BYTES];
 } mgr__proc;
 
 typedef struct mgr__check {
@@ -10335,6 +11234,8 @@ typedef struct mgr__check {
     bool       script, registered, update_due, told;
     bool       ended;           /* its partition is released: to be deregistered, then forgotten */
     int        status;          /* 0 pass, 1 warning, 2 critical */
+    int64_t    not_before;      /* Consul refused it: ask again then */
+    bool       refusal_told;
     int64_t    due_at;          /* script: next run; TTL: when it turns critical */
     int64_t    poll_at;         /* by_worker */
     mgr__proc *proc;            /* script: running */
@@ -10349,6 +11250,7 @@ struct mgr {
     mgr__heap     heap;
     mgr__arena    arena;        /* of the descriptor's strings */
     mgr_desc      desc;         /* whole: defaults resolved */
+    const char   *directory;    /* where mgr_open was called: processes start there */
     mgr__io       io;
     mgr__loop     loop;
     mgr__http     http[MGR__LANE_COUNT];
@@ -10365,6 +11267,8 @@ struct mgr {
 
     mgr__keeper   keeper, agent_keeper;
     bool          have_keeper, have_agent_keeper;
+    int64_t       keeper_retry_at;              /* making one failed; 0: not so */
+    size_t        agent;                        /* address of the agent where our service is registered */
     int           keeper_fd, agent_keeper_fd;   /* as registered in the loop; -1 */
     uint32_t      late_told_ms; /* the keeper's worst lateness that was an event */
     int64_t       lease;        /* atomic copy of the word for mgr_lease_left_ms; 0: closed */
@@ -10474,6 +11378,11 @@ static void mgr__send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_m
     if (!carrier) { m->cluster.failed = true; return; }
     carrier->both[0] = &m->consul;
     carrier->both[1] = r;
+    bool local = r->ask >= MGR__ASK_SERVICE_REGISTER && r->ask != MGR__ASK_CATALOG_DEREGISTER;
+    if (local && m->http[lane].current != m->agent) {     /* only our own agent knows our service and its checks */
+        mgr__http_cancel(&m->http[lane]);
+        m->http[lane].current = m->agent;
+    }
     mgr__http_send(&m->http[lane], mgr__build_request, carrier->both, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
 }
 
@@ -10523,15 +11432,6 @@ static void mgr__send_core(mgr *m, mgr__lane lane)
     mgr__send(m, lane, r, mgr__request_timeout(m, r));
 }
 
-/* Requests to our own agent must reach the one where the service is registered. */
-static void mgr__stay_with_agent(mgr *m, size_t address)
-{
-    mgr__http *lease = &m->http[MGR__LANE_LEASE];
-    if (mgr__http_busy(lease) || lease->current == address) return;
-    mgr__http_cancel(lease);
-    lease->current = address;
-}
-
 /* ---- the keeper ---- */
 
 static void mgr__hear_keeper(void *owner, short revents) { (void)owner; (void)revents; }   /* the turn looks at it */
@@ -10572,7 +11472,7 @@ static mgr_result mgr__make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
     mgr__buf_clear(&m->error);
     mgr_result result = mgr__keeper_open(keeper, &m->heap, &config, &m->error);
     if (result == MGR_OK) mgr__watch_keeper(m, keeper, registered);
-    if (result == MGR_OK) m->cluster.isolate = mgr__isolate_text(mgr__keeper_isolation(keeper));
+    if (result == MGR_OK && keeper == &m->keeper) m->cluster.isolate = mgr__isolate_text(mgr__keeper_isolation(keeper));
     return result;
 }
 
@@ -10584,13 +11484,14 @@ static void mgr__format_last(mgr *m, mgr__request *r, mgr__buf *out)
 }
 
 /* What the keeper says to Consul when this program cannot: the life's certificate,
- * the end of its session, the service's end, in this order. */
+ * the end of its session, the service's end, in this order; and the session's
+ * renewal while some of its work cannot be killed. */
 static void mgr__teach_keeper(mgr *m)
 {
     struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
     socklen_t lens[MGR_ADDRESS_COUNT_MAX];
     mgr__request r;
-    mgr__buf certificate, destroy, deregister;
+    mgr__buf certificate, destroy, deregister, renew;
     mgr__cluster *c = &m->cluster;
     memset(&r, 0, sizeof r);
     mgr__request_start(&r, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
@@ -10602,11 +11503,16 @@ static void mgr__teach_keeper(mgr *m)
     mgr__request_start(&r, &m->heap, MGR__ASK_SERVICE_DEREGISTER, MGR__LANE_WORK);
     r.name = mgr__str_of(c->service);
     mgr__format_last(m, &r, &deregister);
+    mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_RENEW, MGR__LANE_WORK);
+    r.session = mgr__str_of(c->life);
+    mgr__format_last(m, &r, &renew);
     for (size_t i = 0; i < m->address_count; i++) { addresses[i] = m->addresses[i].at; lens[i] = m->addresses[i].len; }
-    mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy), mgr__buf_view(&deregister));
+    mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy), mgr__buf_view(&deregister),
+                           mgr__buf_view(&renew), m->desc.session_ttl_ms / 3);
     mgr__buf_free(&certificate);
     mgr__buf_free(&destroy);
     mgr__buf_free(&deregister);
+    mgr__buf_free(&renew);
 }
 
 /* ---- works and processes ---- */
@@ -10621,16 +11527,31 @@ static mgr__work *mgr__work_find(const mgr *m, const char *partition)
 static mgr__proc *mgr__proc_find(const mgr *m, const char *name)
 {
     for (size_t i = 0; i < m->proc_count; i++)
-        if (!m->procs[i]->check && m->procs[i]->name && strcmp(m->procs[i]->name, name) == 0) return m->procs[i];
+        if (!m->procs[i]->check && !m->procs[i]->dropped && strcmp(m->procs[i]->name, name) == 0) return m->procs[i];
     return NULL;
 }
 
-static void mgr__proc_free(mgr *m, mgr__proc *proc)
+/* Forget it: no name, no partition, no check. Callbacks may still hold its name, and
+ * callers its address, so that it is freed by mgr__procs_reap. */
+static void mgr__proc_drop(mgr__proc *proc)
 {
-    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i] == proc) { m->procs[i] = m->procs[--m->proc_count]; break; }
     if (proc->check) proc->check->proc = NULL;
-    mgr__arena_free(&proc->arena);
-    mgr__free(&m->heap, proc);
+    proc->check = NULL;
+    proc->work = NULL;
+    proc->restart_at = 0;
+    proc->dropped = true;
+}
+
+/* At the end of a turn, when no callback and no caller holds any. */
+static void mgr__procs_reap(mgr *m, bool all)
+{
+    for (size_t i = m->proc_count; i > 0; i--) {
+        mgr__proc *proc = m->procs[i - 1];
+        if (!all && !proc->dropped) continue;
+        m->procs[i - 1] = m->procs[--m->proc_count];
+        mgr__arena_free(&proc->arena);
+        mgr__free(&m->heap, proc);
+    }
 }
 
 static const char **mgr__copy_list(mgr__arena *arena, const char *const *list, size_t *count)
@@ -10743,7 +11664,7 @@ static mgr_result mgr__proc_start(mgr *m, mgr__proc *proc, int64_t now)
     proc->restart_at = 0;
     spawn.argv = proc->argv;
     spawn.env = mgr__proc_environment(m, proc, &arena);
-    spawn.directory = mgr__or(proc->process.directory, "/");
+    spawn.directory = mgr__or(proc->process.directory, m->directory);
     spawn.stop_signal = proc->process.stop_signal;
     spawn.stop_grace_ms = proc->process.stop_grace_ms;
     spawn.start_timeout_ms = proc->process.start_timeout_ms;
@@ -10760,7 +11681,7 @@ static mgr_result mgr__proc_start(mgr *m, mgr__proc *proc, int64_t now)
     if (result == MGR_OK) return result;
     snprintf(proc->last_exit, sizeof proc->last_exit, "not started");
     mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s cannot be started: %s", proc->name, mgr_result_text(result));
-    mgr__proc_not_started(m, proc, now);
+    if (!proc->dropped) mgr__proc_not_started(m, proc, now);    /* else its name was given to another one in the event */
     return result;
 }
 
@@ -10810,34 +11731,37 @@ static bool mgr__work_empty(const mgr *m, const mgr__work *work)
     return !work->in_process && !work->starting;
 }
 
+/* In-process work that was lost earlier in this life may go on for all we know. */
 static void mgr__note_in_process(mgr *m)
 {
-    bool any = false;
+    bool any = m->cluster.unproven;
     for (size_t i = 0; i < m->work_count; i++) any = any || m->works[i]->in_process || m->works[i]->starting;
     if (m->have_keeper) mgr__keeper_in_process(&m->keeper, any);
 }
+
+static void mgr__work_close_grant(mgr__work *work) { if (work->grant) __atomic_store_n(&work->grant->open, 0, __ATOMIC_SEQ_CST); }
 
 static void mgr__work_free(mgr *m, mgr__work *work)
 {
     for (size_t i = 0; i < m->check_count; i++)
         if (m->checks[i]->partition && strcmp(m->checks[i]->partition, work->part->name.at) == 0) m->checks[i]->ended = true;
-    for (size_t i = m->proc_count; i > 0; i--) if (m->procs[i - 1]->work == work) mgr__proc_free(m, m->procs[i - 1]);
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_drop(m->procs[i]);
+    mgr__work_close_grant(work);
     for (size_t i = 0; i < m->work_count; i++) if (m->works[i] == work) { m->works[i] = m->works[--m->work_count]; break; }
     work->part->work = NULL;
     mgr__free(&m->heap, work);
     mgr__note_in_process(m);
 }
 
-/* Stopping, and nothing is left: tell the core. */
+/* Stopping, and nothing is left: tell the core. Not inside a callback, whose caller
+ * still works on it: the turn looks at all again. */
 static void mgr__work_look(mgr *m, mgr__work *work)
 {
-    if (!work->stopping || !mgr__work_empty(m, work)) return;
+    if (m->inside || !work->stopping || !mgr__work_empty(m, work)) return;
     mgr__part *part = work->part;
     mgr__work_free(m, work);
     mgr__cluster_gone(&m->cluster, part);
 }
-
-static void mgr__work_close_grant(mgr__work *work) { if (work->grant) __atomic_store_n(&work->grant->open, 0, __ATOMIC_SEQ_CST); }
 
 /* Planned: the program is asked first, and may take its time within `within_ms`. */
 static void mgr__work_release(mgr *m, mgr__work *work, uint32_t within_ms, int64_t now)
@@ -10847,6 +11771,7 @@ static void mgr__work_release(mgr *m, mgr__work *work, uint32_t within_ms, int64
     m->inside++;
     if (m->desc.on_release) answer = m->desc.on_release(m, work->part->name.at, within_ms, m->desc.user);
     m->inside--;
+    if (work->let_go) answer = MGR_DONE;
     if (answer == MGR_DONE && !work->held) work->in_process = false;
     work->kill_at = answer == MGR_DONE ? 0 : now + within_ms;
     for (size_t i = 0; i < m->proc_count && answer == MGR_DONE; i++) {
@@ -10866,12 +11791,13 @@ static void mgr__work_lost(mgr *m, mgr__work *work, uint32_t within_ms, mgr_resu
     m->inside++;
     if (m->desc.on_lost) m->desc.on_lost(m, work->part->name.at, why, m->desc.user);
     m->inside--;
-    if (work->in_process) m->cluster.certify = false;
+    if (work->in_process) { m->cluster.unproven = true; m->cluster.certify = false; }
     if (!work->held) work->in_process = false;
 }
 
 static void mgr__work_begin(mgr *m, mgr__part *part)
 {
+    if (part->state != MGR__PART_ASSUMED) return;      /* lost or released again before its turn came */
     void *items = m->works;
     mgr__work *work = (mgr__work *)mgr__alloc(&m->heap, sizeof *work);
     mgr_grant *grant = (mgr_grant *)mgr__alloc(&m->heap, sizeof *grant);
@@ -10893,6 +11819,11 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     work->starting = true;
     part->work = work;
     mgr__note_in_process(m);        /* before the program can begin anything: the keeper must not certify past it */
+    if (mgr__keeper_lease(&m->keeper) <= mgr__io_now(&m->io)) {     /* and only then: is there a lease still? (invariant 3) */
+        mgr__work_free(m, work);
+        mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease ran out before work could begin", mgr__io_now(&m->io));
+        return;
+    }
     mgr_answer answer = MGR_DONE;
     m->inside++;
     if (m->desc.on_acquire) answer = m->desc.on_acquire(m, part->name.at, grant, m->desc.user);
@@ -10905,11 +11836,11 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     mgr__note_in_process(m);
 }
 
-static const char *mgr__exit_text(char to[24], int status, int error)
+static const char *mgr__exit_text(char to[MGR__EXIT_BYTES], int status, int error)
 {
-    if (error) snprintf(to, 24, "not started (%d)", error);
-    else if (status < 0) snprintf(to, 24, "signal %d", -status);
-    else snprintf(to, 24, "exit %d", status);
+    if (error) snprintf(to, MGR__EXIT_BYTES, "not started: %s", strerror(error));
+    else if (status < 0) snprintf(to, MGR__EXIT_BYTES, "signal %d", -status);
+    else snprintf(to, MGR__EXIT_BYTES, "exit %d", status);
     return to;
 }
 
@@ -10947,7 +11878,7 @@ static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *no
 
 static void mgr__check_ran(mgr *m, mgr__check *check, const mgr__proc *proc, int status, int error)
 {
-    char note[64], text[24];
+    char note[128], text[MGR__EXIT_BYTES];
     if (proc->killed) snprintf(note, sizeof note, "killed after %lu ms", (unsigned long)check->check.timeout_ms);
     else snprintf(note, sizeof note, "%s", mgr__exit_text(text, status, error));
     if (proc->work && proc->work->stopping) return;
@@ -10966,17 +11897,19 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
     if (proc->check) {
         mgr__check *check = proc->check;
         mgr__check_ran(m, check, proc, status, error);
-        mgr__proc_free(m, proc);
+        mgr__proc_drop(proc);
         if (work) mgr__work_look(m, work);
         return;
     }
     if (error) mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
     else mgr__tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
     proc->pid = 0;
+    if (proc->dropped) { if (work) mgr__work_look(m, work); return; }   /* its name was given to another one in the event */
     if (!proc->daemon) {
         proc->ended = true;
         if (!stopping) mgr__tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
     }
+    if (proc->dropped) { if (work) mgr__work_look(m, work); return; }
     mgr__proc_note(m, proc);
     if (proc->daemon && !stopping) {
         proc->failures += error ? MGR__CRASH_START : 1;
@@ -11031,6 +11964,22 @@ static void mgr__take_sweep(mgr *m, mgr__keeper *keeper, int64_t now)
     }
 }
 
+/* For the calls that may come from any thread: the word, while there is a life. */
+static void mgr__publish_lease(mgr *m)
+{
+    int64_t until = m->have_keeper && m->cluster.life[0] ? mgr__keeper_lease(&m->keeper) : 0;
+    __atomic_store_n(&m->lease, until, __ATOMIC_SEQ_CST);
+}
+
+/* An agent that we run goes on under a new one. */
+static void mgr__renew_agent_keeper(mgr *m, int64_t now)
+{
+    mgr__unwatch_keeper(m, &m->agent_keeper_fd);
+    mgr__take_sweep(m, &m->agent_keeper, now);
+    mgr__keeper_close(&m->agent_keeper);
+    m->have_agent_keeper = mgr__make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd) == MGR_OK;
+}
+
 /* A keeper that runs late (a CPU quota, a loaded host) acts that much earlier; beyond
  * half the margin it is worth a word. */
 static void mgr__note_lateness(mgr *m)
@@ -11052,15 +12001,23 @@ static void mgr__turn_keepers(mgr *m, int64_t now)
         mgr__keeper_turn(&m->keeper);
         while (mgr__keeper_next(&m->keeper, &report)) mgr__take_report(m, &m->keeper, &report, now);
         mgr__keeper_status status = mgr__keeper_look(&m->keeper);
-        if (status == MGR__KEEPER_CLOSED) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
+        /* A lease that ran out while we slept may be swept already: that is no lost keeper. */
+        bool ran_out = m->cluster.lease_until && now >= m->cluster.lease_until - (int64_t)m->desc.stop_grace_ms;
+        if (status == MGR__KEEPER_CLOSED || (status != MGR__KEEPER_ALIVE && ran_out)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time: the keeper ended the work", now);
         if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT) mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
-        if (status == MGR__KEEPER_SWEPT) mgr__take_sweep(m, &m->keeper, now);
+        if (status == MGR__KEEPER_UNPROVEN) {       /* guard and keeper died at once: the work is past its deadline, but nobody saw it dead */
+            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "keeper and guard died at once", now);
+            m->cluster.unproven = true;
+            m->cluster.certify = false;
+        }
+        if (status == MGR__KEEPER_SWEPT || status == MGR__KEEPER_UNPROVEN) mgr__take_sweep(m, &m->keeper, now);
         mgr__note_lateness(m);
-        __atomic_store_n(&m->lease, mgr__keeper_lease(&m->keeper), __ATOMIC_SEQ_CST);
     }
+    mgr__publish_lease(m);
     if (m->have_agent_keeper) {
         mgr__keeper_turn(&m->agent_keeper);
         while (mgr__keeper_next(&m->agent_keeper, &report)) mgr__take_report(m, &m->agent_keeper, &report, now);
+        if (mgr__keeper_look(&m->agent_keeper) != MGR__KEEPER_ALIVE) mgr__renew_agent_keeper(m, now);
     }
 }
 
@@ -11072,13 +12029,12 @@ static void mgr__renew_keeper(mgr *m)
         mgr__keeper_close(&m->keeper);
     }
     m->have_keeper = mgr__make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
+    m->keeper_retry_at = m->have_keeper ? 0 : mgr__io_now(&m->io) + MGR__KEEPER_RETRY_MS;
     if (m->have_keeper) { mgr__cluster_ready(&m->cluster); return; }
     mgr_event event = mgr__event(MGR_EVENT_ERROR);
     event.text = mgr__buf_cstr(&m->error);
     event.result = MGR_SYSTEM;
-    mgr__tell(m, &event);
-    m->result = MGR_SYSTEM;
-    m->is_over = true;
+    mgr__tell(m, &event);       /* and again in a moment: a fork may fail for want of memory */
 }
 
 /* ---- the core's actions ---- */
@@ -11101,8 +12057,11 @@ static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
     mgr__part *part = action->part;
     mgr__work *work = mgr__work_of(part);
     if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
-    mgr__work_close_grant(work);
-    if (part->state == MGR__PART_LOST) { if (!work->lost) mgr__work_lost(m, work, action->kind == MGR__ACT_WORK_KILL ? 0 : action->ms, action->result); }
+    if (part->state == MGR__PART_LOST) mgr__work_close_grant(work);
+    mgr__publish_lease(m);
+    if (part->state == MGR__PART_LOST && work->lost && action->kind == MGR__ACT_WORK_KILL) {    /* asked a second time: at once */
+        for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
+    } else if (part->state == MGR__PART_LOST) { if (!work->lost) mgr__work_lost(m, work, action->kind == MGR__ACT_WORK_KILL ? 0 : action->ms, action->result); }
     else if (action->kind == MGR__ACT_WORK_KILL) {
         if (!work->stopping) mgr__work_release(m, work, 0, now);
         for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
@@ -11118,10 +12077,11 @@ static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
     case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL: mgr__act_stop(m, action, now); break;
     case MGR__ACT_LEASE:
         if (!mgr__keeper_lease_extend(&m->keeper, action->at)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
-        __atomic_store_n(&m->lease, mgr__keeper_lease(&m->keeper), __ATOMIC_SEQ_CST);
+        mgr__publish_lease(m);
         break;
     case MGR__ACT_LIFE:
         mgr__teach_keeper(m);
+        mgr__note_in_process(m);
         for (size_t i = 0; i < m->check_count; i++) m->checks[i]->registered = false;
         break;
     case MGR__ACT_FRESH_KEEPER: mgr__renew_keeper(m); break;
@@ -11131,6 +12091,17 @@ static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
         m->result = action->result;
         break;
     }
+}
+
+/* Out of memory: nothing can be decided any more, so all work is ended. */
+static void mgr__give_up(mgr *m)
+{
+    for (size_t i = 0; i < m->work_count; i++) {
+        mgr__work_close_grant(m->works[i]);
+        if (!m->works[i]->lost) mgr__work_lost(m, m->works[i], 0, MGR_NO_MEMORY);
+    }
+    m->is_over = true;
+    m->result = mgr__fail(m, MGR_NO_MEMORY, "out of memory: the instance gives up its work");
 }
 
 /* Actions make events, events make actions: until all is quiet. */
@@ -11147,7 +12118,7 @@ static void mgr__run_core(mgr *m, int64_t now)
         c->action_count = 0;
         mgr__cluster_pump(c, now);
     } while (c->action_count);
-    if (c->failed && !m->is_over) { m->is_over = true; m->result = mgr__fail(m, MGR_NO_MEMORY, "out of memory: the instance gives up its work"); }
+    if (c->failed && !m->is_over) mgr__give_up(m);
 }
 
 /* ---- side requests: checks and joining, on the work connection when it is free ---- */
@@ -11202,6 +12173,7 @@ static bool mgr__side_next(mgr *m, int64_t now)
     for (size_t i = 0; i < m->check_count; i++) {
         mgr__check *check = m->checks[i];
         m->side_check = check;
+        if (now < check->not_before) continue;
         if (check->ended && !check->registered) { mgr__check_forget(m, check); i--; continue; }
         if (check->ended) {
             m->side_kind = MGR__SIDE_CHECK_DEREGISTER;
@@ -11253,15 +12225,30 @@ static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
     mgr__arena_free(&r.arena);
 }
 
+static void mgr__check_refused(mgr *m, mgr__check *check, const mgr__answer *a, int64_t now)
+{
+    bool refused = a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED || a->status >= 400;
+    check->not_before = now + MGR__SIDE_RETRY_MS;
+    if (!refused || check->refusal_told) return;
+    char text[700];
+    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    check->refusal_told = true;
+    snprintf(text, sizeof text, "Consul does not take check %s: %.*s", check->check.id, (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+    event.name = check->check.id;
+    event.text = text;
+    mgr__tell(m, &event);
+}
+
 static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
 {
     mgr__side_kind kind = m->side_kind;
     mgr__check *check = m->side_check;
     bool ok = a->outcome == MGR__OUTCOME_OK;
     m->side_kind = MGR__SIDE_NONE;
-    if (!ok) m->side_not_before = now + MGR__SIDE_RETRY_MS;
+    if (!ok && check) mgr__check_refused(m, check, a, now);
+    else if (!ok) m->side_not_before = now + MGR__SIDE_RETRY_MS;
     switch (kind) {
-    case MGR__SIDE_JOIN: if (ok) { mgr__free(&m->heap, m->join_address); m->join_address = NULL; } break;
+    case MGR__SIDE_JOIN: if (ok && m->join_address) { mgr__free(&m->heap, m->join_address); m->join_address = NULL; } break;
     case MGR__SIDE_CHECK_REGISTER: check->registered = ok; break;
     case MGR__SIDE_CHECK_DEREGISTER: if (ok || a->outcome == MGR__OUTCOME_NOT_FOUND) check->registered = false; break;
     case MGR__SIDE_CHECK_UPDATE:
@@ -11288,15 +12275,17 @@ static void mgr__http_answered(void *owner, mgr__http *h, const mgr__http_result
     if (m->desc.observer) { m->call_answer = answer; m->call_done = true; return; }
     if (result->status >= 500 || result->status == 429) mgr__http_move_on(h);   /* an agent without a leader: another may have one */
     if (side) { mgr__side_answer(m, &answer, now); return; }
-    if (m->cluster.errands[lane].task == MGR__TASK_NODE && answer.outcome == MGR__OUTCOME_OK) mgr__stay_with_agent(m, result->address);
+    if (m->cluster.errands[lane].task == MGR__TASK_NODE && answer.outcome == MGR__OUTCOME_OK) m->agent = result->address;
     mgr__cluster_answer(&m->cluster, lane, &answer, now);
 }
 
 /* ---- one turn ---- */
 
+/* Those that stand now: one that posts itself again gets its turn in the next. */
 static void mgr__take_posts(mgr *m)
 {
-    for (;;) {
+    uint32_t until = __atomic_load_n(&m->post_head, __ATOMIC_ACQUIRE);
+    while (m->post_tail != until) {
         mgr__post *post = &m->posts[m->post_tail % MGR__POST_COUNT_MAX];
         if (!__atomic_load_n(&post->ready, __ATOMIC_ACQUIRE)) return;
         void (*fn)(mgr *, void *) = post->fn;
@@ -11320,7 +12309,8 @@ static void mgr__run_procs(mgr *m, int64_t now)
     for (size_t i = 0; i < m->proc_count; i++) {
         mgr__proc *proc = m->procs[i];
         bool may = !proc->work || (proc->work->part->state == MGR__PART_ASSUMED && !proc->work->stopping);
-        if (proc->restart_at && now >= proc->restart_at && may) mgr__proc_start(m, proc, now);
+        bool able = proc->keeper == &m->agent_keeper ? m->have_agent_keeper : m->have_keeper;
+        if (proc->restart_at && now >= proc->restart_at && may && able) mgr__proc_start(m, proc, now);
     }
     for (size_t i = 0; i < m->work_count; i++) {
         mgr__work *work = m->works[i];
@@ -11341,7 +12331,9 @@ static void mgr__check_run(mgr *m, mgr__check *check, mgr__work *work, int64_t n
     if (!proc) return;
     proc->check = check;
     check->proc = proc;
-    if (mgr__proc_start(m, proc, now) != MGR_OK) mgr__proc_free(m, proc);
+    if (mgr__proc_start(m, proc, now) == MGR_OK) return;
+    mgr__proc_drop(proc);
+    mgr__check_set(m, check, 2, "the script cannot be started");
 }
 
 static void mgr__run_checks(mgr *m, int64_t now)
@@ -11378,6 +12370,7 @@ static int64_t mgr__next_time(mgr *m, int64_t now)
         if (check->proc) at = mgr__min64(at, mgr__max64(now + 50, check->proc->started_at + (int64_t)check->check.timeout_ms));
     }
     if (m->side_not_before > now) at = mgr__min64(at, m->side_not_before);
+    if (m->keeper_retry_at) at = mgr__min64(at, m->keeper_retry_at);
     return at;
 }
 
@@ -11391,11 +12384,14 @@ static void mgr__turn(mgr *m)
     mgr__run_core(m, now);
     mgr__run_procs(m, now);
     mgr__run_checks(m, now);
+    for (size_t i = m->work_count; i > 0; i--) if (i <= m->work_count) mgr__work_look(m, m->works[i - 1]);
     mgr__run_core(m, now);
+    if (m->keeper_retry_at && now >= m->keeper_retry_at) mgr__renew_keeper(m);
     for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->queued[i] && !mgr__http_busy(&m->http[i])) mgr__send_core(m, (mgr__lane)i);
     mgr__side_send(m, now);
     if (m->have_keeper) { mgr__keeper_turn(&m->keeper); mgr__watch_keeper(m, &m->keeper, &m->keeper_fd); }
     if (m->have_agent_keeper) { mgr__keeper_turn(&m->agent_keeper); mgr__watch_keeper(m, &m->agent_keeper, &m->agent_keeper_fd); }
+    mgr__procs_reap(m, false);
     mgr__loop_deadline(&m->loop, m->is_over ? now : mgr__max64(1, mgr__next_time(m, now)));
 }
 
@@ -11462,7 +12458,7 @@ static mgr_result mgr__desc_check_times(mgr *m)
                          (unsigned long)d->delay_ms, (unsigned long)d->lease_ms, (unsigned long)MGR_KILL_MARGIN_MS, (unsigned long long)least);
     if (d->stop_grace_ms > d->lease_ms / 2)
         return mgr__fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
-    if (d->session_ttl_ms < 1000 || d->session_ttl_ms > 86400000) return mgr__fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
+    if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
     if (d->weight > 65535) return mgr__fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;
 }
@@ -11488,6 +12484,16 @@ static mgr_result mgr__desc_token(mgr *m)
     return MGR_OK;
 }
 
+static bool mgr__desc_prefix_fit(const char *prefix)
+{
+    size_t len = strlen(prefix);
+    for (size_t i = 0; i < len; i++) {
+        if (!mgr__key_plain((unsigned char)prefix[i]) && prefix[i] != '/') return false;
+        if (prefix[i] == '/' && (i == 0 || i + 1 == len || prefix[i + 1] == '/')) return false;
+    }
+    return len <= MGR_NAME_BYTES_MAX;
+}
+
 static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
 {
     mgr_desc *d = &m->desc;
@@ -11506,21 +12512,30 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     d->address = mgr__desc_text(m, given->address);
     d->consul_addr = mgr__desc_env(m, given->consul_addr, "CONSUL_HTTP_ADDR");
     if (!d->consul_addr) d->consul_addr = "127.0.0.1:8500";
-    d->tags = mgr__copy_list(&m->arena, NULL, NULL);
     const char **tags = (const char **)mgr__arena_alloc(&m->arena, (given->tag_count + 1) * sizeof *tags);
     for (size_t i = 0; tags && i < given->tag_count; i++) tags[i] = mgr__desc_text(m, given->tags[i]);
     d->tags = tags;
+    char directory[4096];
+    mgr__io_directory(directory, sizeof directory);
+    m->directory = mgr__desc_text(m, directory);
+    if (given->keeper_argv) {
+        const char **argv = mgr__copy_list(&m->arena, (const char *const *)given->keeper_argv, NULL);
+        memcpy(&d->keeper_argv, &argv, sizeof argv);    /* exec wants it without const; nobody writes to it */
+    }
     mgr__desc_times(d);
     if (m->arena.failed) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
     mgr_result result = mgr__desc_check_name(m, "service_id", d->service_id);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "service_name", d->service_name);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "instance_id", d->instance_id);
     if (result == MGR_OK) result = mgr__desc_check_times(m);
-    for (const char *p = d->kv_prefix; result == MGR_OK && *p; p++)
-        if (!mgr__key_plain((unsigned char)*p) && *p != '/') result = mgr__fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and '/' only", d->kv_prefix);
+    if (result == MGR_OK && !mgr__desc_prefix_fit(d->kv_prefix))
+        result = mgr__fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and single '/' between them, 255 bytes at most", d->kv_prefix);
     if (result == MGR_OK) result = mgr__desc_token(m);
     return result;
 }
+
+/* Of this boot and PID namespace: is the process still there? */
+static bool mgr__process_alive(void *user, uint64_t pid) { (void)user; return mgr__io_alive((pid_t)pid); }
 
 static mgr_result mgr__open_core(mgr *m)
 {
@@ -11544,6 +12559,11 @@ static mgr_result mgr__open_core(mgr *m)
     config.settle_ms = d->settle_ms;
     config.moves_max = d->moves_max;
     config.start_timeout_ms = d->start_timeout_ms;
+    char boot[160];
+    mgr__io_boot(boot, sizeof boot);
+    config.boot = mgr__arena_str(&m->arena, mgr__str_of(boot));
+    config.pid = (uint64_t)m->pid;
+    config.alive = boot[0] ? mgr__process_alive : NULL;
     m->io.random(m->io.user, &config.seed, sizeof config.seed);
     mgr__buf_clear(&m->error);
     mgr_result result = mgr__cluster_open(&m->cluster, &m->heap, &config, mgr__io_now(&m->io), &m->error);
@@ -11700,6 +12720,7 @@ static void mgr__end_keeper(mgr *m)
 MGRAPI void mgr_close(mgr *m)
 {
     if (!m) return;
+    MGR_ASSERT(!m->inside);     /* the caller of the callback would go on with what is freed here */
     bool forked = mgr__forked(m);
     if (forked) mgr__loop_forked(&m->loop);     /* or the child would empty the parent's epoll set */
     for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->http[i].loop) mgr__http_free(&m->http[i]);
@@ -11708,7 +12729,7 @@ MGRAPI void mgr_close(mgr *m)
     if (m->signal_masked && !forked) { mgr__loop_remove(&m->loop, m->signal_fd); mgr__io_signals_close(m->signal_fd, &m->signal_mask); }
     mgr__loop_close(&m->loop);
     for (size_t i = 0; i < m->work_count; i++) mgr__free(&m->heap, m->works[i]);
-    while (m->proc_count) mgr__proc_free(m, m->procs[0]);
+    mgr__procs_reap(m, true);
     for (size_t i = 0; i < m->check_count; i++) { mgr__arena_free(&m->checks[i]->arena); mgr__free(&m->heap, m->checks[i]); }
     while (m->grants) { mgr_grant *next = m->grants->next; mgr__free(&m->heap, m->grants); m->grants = next; }
     mgr__free(&m->heap, m->works);
@@ -11728,7 +12749,7 @@ MGRAPI void mgr_close(mgr *m)
 
 MGRAPI int64_t mgr_lease_left_ms(const mgr *m)
 {
-    if (!m || !m->have_keeper) return 0;
+    if (!m) return 0;
     int64_t until = __atomic_load_n(&m->lease, __ATOMIC_SEQ_CST);
     if (until <= 0) return 0;
     return mgr__max64(0, until - mgr__io_now(&m->io));
@@ -11769,14 +12790,14 @@ static mgr_result mgr__run_process(mgr *m, const char *partition, const char *na
     if (!work || work->stopping) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition);
     mgr__proc *old = mgr__proc_find(m, name);
     if (old && (old->alive || old->restart_at || old->work != work)) return mgr__fail(m, MGR_CONFLICT, "a process named %s exists already", name);
-    if (old) mgr__proc_free(m, old);
+    if (old) mgr__proc_drop(old);
     mgr__proc *proc = mgr__proc_add(m, work, name, process);
     if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
     proc->daemon = daemon;
     result = mgr__proc_start(m, proc, mgr__io_now(&m->io));
     mgr__loop_wake(&m->loop);
     if (result == MGR_OK) return MGR_OK;
-    mgr__proc_free(m, proc);
+    mgr__proc_drop(proc);
     return mgr__fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
 }
 
@@ -11794,6 +12815,7 @@ MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
     mgr_result result = mgr__member_only(m);
     if (result != MGR_OK) return result;
     mgr__proc *proc = name ? mgr__proc_find(m, name) : NULL;
+    if (signal_number < 0 || signal_number > 64) return mgr__fail(m, MGR_INVALID, "%d is no signal", signal_number);
     if (!proc || !proc->alive) return mgr__fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
     mgr__keeper_signal(proc->keeper, proc->slot, signal_number);
     mgr__loop_wake(&m->loop);
@@ -11820,6 +12842,7 @@ MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
     if (result != MGR_OK) return result;
     if (!work) return mgr__fail(m, MGR_STATE, "partition %s is not held by this instance", partition ? partition : "(null)");
     work->held = work->in_process = false;
+    work->let_go = true;
     mgr__note_in_process(m);
     for (size_t i = 0; work->stopping && i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], m->procs[i]->process.stop_grace_ms);
     mgr__work_look(m, work);
@@ -11898,13 +12921,14 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     if (result != MGR_OK) return result;
     const mgr__member *member = mgr__picture_member(&picture, mgr__str_of(instance));
     const mgr__standing_wish *standing = mgr__picture_wish(&picture, mgr__str_of(instance));
-    if (!member || (evict && !member->alive)) {
+    bool takes_back = !evict && !drain && standing;     /* undrain of an instance that is away */
+    if ((!member && !takes_back) || (evict && !member->alive)) {
         mgr__picture_free(&picture);
         return mgr__fail(m, MGR_NOT_FOUND, "service \"%s\" has no live instance \"%s\": see `manager status`", m->desc.service_id, instance);
     }
     mgr__wish wish;
     wish.drain = evict ? member->wish_drain : drain;
-    wish.evict = evict ? member->life : member->wish_evict;
+    wish.evict = evict ? member->life : standing ? standing->wish.evict : mgr__str_of("");
     mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
     mgr__buf_init(&value, &m->heap, 4096);
     mgr__wish_write(&wish, &value);
@@ -11930,7 +12954,9 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
             if (mgr__setter_busy(s)) mgr__loop_wait(&m->loop, -1);
             continue;
         }
+        bool first = s->state == MGR__SETTER_LOOK;
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
+        if (first && (m->call_answer.outcome == MGR__OUTCOME_UNSENT || m->call_answer.outcome == MGR__OUTCOME_UNKNOWN)) return mgr__outcome_result(m, &m->call_answer, "reading the partition set");
         mgr__setter_answer(s, &m->heap, &m->cluster.root, mgr__str_of(m->cluster.session_name), &m->call_answer, mgr__io_now(&m->io));
     }
     if (s->result == MGR_OK) return MGR_OK;
@@ -11951,6 +12977,8 @@ MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t na
     mgr__str bad;
     mgr_result result = mgr__usable(m);
     if (result != MGR_OK) return result;
+    if (!names && name_count) return mgr__fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
+    for (size_t i = 0; i < name_count; i++) if (!names[i]) return mgr__fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
     const char *fault = mgr__set_make(&set, &m->heap, names, name_count, &bad);
     if (fault) {
         mgr__fail(m, MGR_INVALID, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
@@ -12004,6 +13032,24 @@ static mgr__check *mgr__check_find(const mgr *m, const char *id)
     return NULL;
 }
 
+/* Given again, by the next acquisition say: the new one counts, a script that runs goes on. */
+static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
+{
+    bool same = (!old->partition && !check->partition) || (old->partition && check->partition && strcmp(old->partition, check->partition) == 0);
+    if (!same) {
+        mgr__fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, old->partition ? old->partition : "the instance");
+        mgr__arena_free(&check->arena);
+        mgr__free(&m->heap, check);
+        return MGR_CONFLICT;
+    }
+    mgr__arena_free(&old->arena);
+    check->proc = old->proc;
+    *old = *check;
+    mgr__free(&m->heap, check);
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
 static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check *given, bool script)
 {
     mgr_result result = mgr__member_only(m);
@@ -12032,15 +13078,8 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     if (!check->check.interval_ms) check->check.interval_ms = 10000;
     if (!check->check.timeout_ms) check->check.timeout_ms = 30000;
     check->due_at = mgr__io_now(&m->io) + (script ? check->check.interval_ms : check->check.ttl_ms);
-    if (mgr__check_find(m, check->check.id)) {      /* given again with each acquisition: the new one counts */
-        mgr__check *old = mgr__check_find(m, check->check.id);
-        if (old->proc) old->proc->check = NULL;
-        mgr__arena_free(&old->arena);
-        *old = *check;
-        mgr__free(&m->heap, check);
-        mgr__loop_wake(&m->loop);
-        return MGR_OK;
-    }
+    mgr__check *old = mgr__check_find(m, check->check.id);
+    if (old) return mgr__check_replace(m, old, check);
     m->checks[m->check_count++] = check;
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -12247,12 +13286,15 @@ static mgr_result mgr__observer_only(mgr *m)
     return result;
 }
 
+static uint32_t mgr__ms_until(const mgr *m, int64_t until) { return (uint32_t)mgr__max64(1, until - mgr__io_now(&m->io)); }
+
 MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
 {
     mgr__picture picture;
     mgr__set set;
     *out = NULL;
     mgr_result result = mgr__observer_only(m);
+    int64_t until = result == MGR_OK ? mgr__io_now(&m->io) + timeout_ms : 0;
     if (result == MGR_OK) result = mgr__call_picture(m, &picture, timeout_ms);
     if (result != MGR_OK) return result;
     memset(&set, 0, sizeof set);
@@ -12261,8 +13303,8 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     mgr__view *v = (mgr__view *)mgr__alloc(&m->heap, sizeof *v);
     if (!v) result = mgr__fail(m, MGR_NO_MEMORY, "out of memory");
     else mgr__arena_init(&v->arena, &m->heap);
-    if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, timeout_ms);
-    if (result == MGR_OK) result = mgr__call_list(m, "owners/", timeout_ms);
+    if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, mgr__ms_until(m, until));
+    if (result == MGR_OK) result = mgr__call_list(m, "owners/", mgr__ms_until(m, until));
     if (result == MGR_OK) {
         result = mgr__view_fill(m, v, &picture, &set);
         if (result != MGR_OK) mgr__fail(m, result, "the view cannot be made: %s", mgr_result_text(result));
@@ -12290,8 +13332,8 @@ MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms)
     mgr__request_start(&m->side, &m->heap, MGR__ASK_WATCH, MGR__LANE_WORK);
     m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, "", mgr__nobody());
     m->side.index = index ? index : 1;
-    m->side.wait_ms = timeout_ms;
-    mgr__call(m, timeout_ms + timeout_ms / 16 + 2000);
+    m->side.wait_ms = (uint32_t)mgr__min64(timeout_ms, MGR__VIEW_WAIT_MS_MAX);
+    mgr__call(m, m->side.wait_ms + m->side.wait_ms / 16 + 2000);
     return mgr__outcome_result(m, &m->call_answer, "waiting for a change");
 }
 

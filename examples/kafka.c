@@ -195,8 +195,10 @@ static const char **partition_names(size_t count)
     return names;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1)
+        return puts("usage: KAFKA_PARTITION_COUNT=16 kafka    takes no arguments\nIts settings are KAFKA_... and CONSUL_... variables: see the head of examples/kafka.c.") < 0 || argv[1][0] != '-' ? 64 : 0;
     const char *tags[] = { "kafka", "topic-orders" };
     unsigned long count = strtoul(from_env("KAFKA_PARTITION_COUNT", "0"), NULL, 10);
     if (count < 1 || count > MGR_PARTITION_COUNT_MAX) {

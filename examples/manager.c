@@ -106,8 +106,14 @@ static void text_duration(text *t, int64_t ms)
 {
     if (ms >= 60000 && ms % 60000 == 0) text_format(t, "%lldm", (long long)(ms / 60000));
     else if (ms >= 1000 && ms % 1000 == 0) text_format(t, "%llds", (long long)(ms / 1000));
-    else if (ms >= 1000) text_format(t, "%.1fs", (double)((ms + 99) / 100) / 10.0);
+    else if (ms >= 1000 && ms % 100 == 0) text_format(t, "%lld.%llds", (long long)(ms / 1000), (long long)(ms % 1000 / 100));
     else text_format(t, "%lldms", (long long)ms);
+}
+
+/* "1 partition", "2 partitions". */
+static void text_count(text *t, size_t count, const char *noun)
+{
+    text_format(t, "%zu %s%s", count, noun, count == 1 ? "" : "s");
 }
 
 /* RFC 3339, UTC, to the millisecond. */
@@ -156,6 +162,18 @@ static void list_free(list *l)
 
 static const char *const *list_names(const list *l) { return (const char *const *)l->names; }
 
+static bool all_digits(const char *name) { return *name && name[strspn(name, "0123456789")] == 0; }
+
+/* The order for people: numbers first and by value, then names by their bytes. */
+static int name_order(const char *a, const char *b)
+{
+    if (!all_digits(a) || !all_digits(b)) return all_digits(a) != all_digits(b) ? (all_digits(a) ? -1 : 1) : strcmp(a, b);
+    const char *x = a + strspn(a, "0"), *y = b + strspn(b, "0");
+    if (strlen(x) != strlen(y)) return strlen(x) < strlen(y) ? -1 : 1;
+    int by_value = strcmp(x, y);
+    return by_value ? by_value : strcmp(a, b);
+}
+
 /* Names in order, each with its place in the list: to find one among many. */
 typedef struct place { const char *name; size_t index; } place;
 
@@ -190,15 +208,15 @@ enum {
     UNDRAIN = 128, WHY = 256, PLAN = 512, TIMINGS = 1024,
     ADMIN = PARTITIONS | EVICT | DRAIN | UNDRAIN,
     LOOK = STATUS | WAIT | WHY | PLAN,
-    ANY = RUN | DEV | ADMIN | LOOK | TIMINGS
+    ANY = RUN | DEV | ADMIN | LOOK | TIMINGS     /* an option whose text differs stands there once for each */
 };
 
 /* Times in milliseconds; 0: not given; MGR_NONE: given as nothing ("0s"). */
 typedef struct options {
     const char *service, *service_name, *instance;
-    const char *consul, *token_file, *prefix, *config, *check_script;
+    const char *consul, *token_file, *prefix, *config, *check_script, *directory;
     list     partitions, instances, tags, add, remove;
-    list     kept;                  /* values of the configuration file */
+    list     kept;                  /* values of the configuration file, and paths made absolute */
     uint32_t weight, dev_count;
     uint32_t lease_ms, delay_ms, ttl_ms, stop_grace_ms, rejoin_grace_ms, settle_ms, start_timeout_ms;
     uint32_t check_ttl_ms, check_interval_ms, timeout_ms;
@@ -319,6 +337,21 @@ static const char *set_one_more(options *o, void *field, const char *value)
     return NULL;
 }
 
+/* Absolute: who starts COMMAND, the keeper, stands in another directory than we do. */
+static const char *set_directory(options *o, void *field, const char *value)
+{
+    struct stat info;
+    char *path = realpath(value, NULL);
+    bool found = path && stat(path, &info) == 0, fine = found && S_ISDIR(info.st_mode) && access(path, X_OK) == 0;
+    if (!fine) snprintf(o->fault, sizeof o->fault, "cannot be entered: %s", strerror(found && !S_ISDIR(info.st_mode) ? ENOTDIR : errno));
+    else {
+        list_add(&o->kept, path, strlen(path));
+        *(const char **)field = o->kept.names[o->kept.count - 1];
+    }
+    free(path);
+    return fine ? NULL : o->fault;
+}
+
 /* A design decision that users of other tools will look for: say where to look instead. */
 static const char *set_http(options *o, void *field, const char *value)
 {
@@ -331,11 +364,13 @@ static const char *set_http(options *o, void *field, const char *value)
 static const char *list_item(options *o, list *l, const char *item, size_t len)
 {
     const char *dots = strstr(item, "..");
-    size_t low_len = dots ? (size_t)(dots - item) : 0;
-    bool range = dots && low_len > 0 && low_len + 2 < len &&
-                 strspn(item, "0123456789") == low_len && strspn(dots + 2, "0123456789") == len - low_len - 2;
     if (!len) return "has an empty name";
-    if (!range) { list_add(l, item, len); return NULL; }
+    if (!dots || dots + 2 > item + len) { list_add(l, item, len); return NULL; }
+    size_t low_len = (size_t)(dots - item);
+    if (low_len == 0 || low_len + 2 == len || strspn(item, "0123456789") != low_len || strspn(dots + 2, "0123456789") != len - low_len - 2) {
+        snprintf(o->fault, sizeof o->fault, "has \"%.*s\", which is no range: say 0..15, or put such names in an @FILE", (int)(len < 60 ? len : 60), item);
+        return o->fault;
+    }
     if ((*item == '0' && low_len > 1) || (dots[2] == '0' && len - low_len > 3)) return "has a range with leading zeros: say 0..15";
     if (low_len > 9 || len - low_len > 11) return "has a number of more than nine digits";
     unsigned long low = strtoul(item, NULL, 10), high = strtoul(dots + 2, NULL, 10);
@@ -419,10 +454,13 @@ typedef struct option {
 static const option OPTIONS[] = {
     {"service", 's', "SERVICE", ANY, set_text, AT(service), "id of the service"},
     {"instance", 'i', "INSTANCE", RUN, set_text, AT(instance), "id of this instance; default: the host's name"},
-    {"partitions", 'p', "LIST", RUN | DEV | PLAN, set_list, AT(partitions), "the partition set; without it, the one that stands"},
+    {"partitions", 'p', "LIST", RUN, set_list, AT(partitions), "the partition set; without it, the one that stands"},
+    {"partitions", 'p', "LIST", DEV, set_list, AT(partitions), "the partition set; required without --consul, whose agent may have one"},
+    {"partitions", 'p', "LIST", PLAN, set_list, AT(partitions), "as if this were the partition set; without it, the one that stands"},
     {"count", 'n', "INSTANCES", DEV, set_dev_count, AT(dev_count), "how many instances; default 3"},
     {"once", 0, NULL, RUN | DEV, set_flag, AT(once), "run COMMAND once a partition, instead of restarting it when it ends"},
     {"shell", 0, NULL, RUN | DEV, set_flag, AT(shell), "COMMAND is one argument, for sh -c; nothing in it is replaced"},
+    {"directory", 0, "DIR", RUN | DEV, set_directory, AT(directory), "where COMMAND starts; default: the directory this is called in"},
     {"weight", 0, "NUMBER", RUN, set_weight, AT(weight), "share of the work against other instances; default 1"},
     {"service-name", 0, "NAME", RUN | DEV, set_text, AT(service_name), "what Consul shows; default: the id"},
     {"tag", 0, "TAG", RUN | DEV, set_one_more, AT(tags), "of the Consul service; may be repeated"},
@@ -447,7 +485,8 @@ static const option OPTIONS[] = {
     {"watch", 0, NULL, STATUS, set_flag, AT(watch), "show it again whenever it changes"},
     {"timeout", 0, "DURATION", WAIT, set_duration, AT(timeout_ms), "give up after so long; default 30s"},
     {"yes", 0, NULL, EVICT, set_flag, AT(yes), "do not ask"},
-    {"consul", 0, "ADDR[,ADDR]", ANY, set_text, AT(consul), "host:port or unix:///path; else CONSUL_HTTP_ADDR, else 127.0.0.1:8500"},
+    {"consul", 0, "ADDR[,ADDR]", ANY & ~DEV, set_text, AT(consul), "host:port or unix:///path; else CONSUL_HTTP_ADDR, else 127.0.0.1:8500"},
+    {"consul", 0, "ADDR[,ADDR]", DEV, set_text, AT(consul), "host:port or unix:///path: use that agent instead of the one built in"},
     {"token-file", 0, "FILE", ANY, set_text, AT(token_file), "Consul token; else CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE"},
     {"prefix", 0, "KV_PREFIX", ANY, set_text, AT(prefix), "where the keys stand; default manager"},
     {"http", 0, "ADDR", RUN, set_http, 0, NULL}
@@ -500,17 +539,17 @@ static void say(const program *p, const char *format, ...)
  * Reading the command line and the configuration file
  * ========================================================================== */
 
-static const option *option_named(const char *name, size_t len)
+static const option *option_named(unsigned commands, const char *name, size_t len)
 {
     for (size_t i = 0; i < OPTION_COUNT; i++)
-        if (strlen(OPTIONS[i].name) == len && memcmp(OPTIONS[i].name, name, len) == 0) return &OPTIONS[i];
+        if ((OPTIONS[i].commands & commands) && strlen(OPTIONS[i].name) == len && memcmp(OPTIONS[i].name, name, len) == 0) return &OPTIONS[i];
     return NULL;
 }
 
-static const option *option_lettered(char letter)
+static const option *option_lettered(unsigned commands, char letter)
 {
     for (size_t i = 0; i < OPTION_COUNT; i++)
-        if (OPTIONS[i].letter == letter) return &OPTIONS[i];
+        if ((OPTIONS[i].commands & commands) && OPTIONS[i].letter == letter) return &OPTIONS[i];
     return NULL;
 }
 
@@ -526,9 +565,10 @@ static int parse_option(program *p, int argc, char **argv, int *at)
     const char *arg = argv[*at];
     bool is_long = arg[1] == '-';
     size_t name_len = is_long ? strcspn(arg + 2, "=") : 1;
-    const option *o = is_long ? option_named(arg + 2, name_len) : option_lettered(arg[1]);
+    unsigned bit = p->command->bit;
+    const option *o = is_long ? option_named(bit, arg + 2, name_len) : option_lettered(bit, arg[1]);
     int shown = (int)(is_long ? name_len + 2 : 2);
-    if (!o || !(o->commands & p->command->bit)) {
+    if (!o) {
         say(p, "unknown option %.*s; see manager %s --help", shown, arg, p->command->name);
         return EXIT_USAGE;
     }
@@ -550,6 +590,20 @@ static int parse_option(program *p, int argc, char **argv, int *at)
     }
     p->given[o - OPTIONS] = true;
     return EXIT_OK;
+}
+
+/* What may stand in COMMAND's arguments, and what has the same in its environment. */
+static const struct { const char *braces, *variable; } REPLACED[] = {
+    {"{partition}", "MANAGER_PARTITION"}, {"{instance}", "MANAGER_INSTANCE"}, {"{service}", "MANAGER_SERVICE"}, {"{fence}", "MANAGER_FENCE"}
+};
+
+enum { REPLACED_COUNT = sizeof REPLACED / sizeof *REPLACED };
+
+static void shell_warning(const program *p)
+{
+    for (size_t i = 0; i < REPLACED_COUNT; i++)
+        if (p->opt.shell && strstr(p->words[0], REPLACED[i].braces))
+            say(p, "warning: --shell replaces nothing, so %s stays as it is: write \"$%s\" instead", REPLACED[i].braces, REPLACED[i].variable);
 }
 
 static int parse_words(program *p)
@@ -575,6 +629,7 @@ static int parse_words(program *p)
         say(p, "no service given: add -s SERVICE");
         return EXIT_USAGE;
     }
+    shell_warning(p);
     return EXIT_OK;
 }
 
@@ -619,12 +674,12 @@ static bool config_line(program *p, char *line, unsigned number)
     *equals = 0;
     name = trim(name);
     const char *value = trim(equals + 1);
-    const option *o = option_named(name, strlen(name));
-    if (!o || !(o->commands & RUN) || o->offset == AT(config)) {
+    const option *o = option_named(RUN, name, strlen(name)), *here = option_named(p->command->bit, name, strlen(name));
+    if (!o || o->offset == AT(config)) {
         say(p, "%s:%u: unknown option \"%s\"; see manager run --help", p->opt.config, number, name);
         return false;
     }
-    if (p->given[o - OPTIONS]) return true;
+    if (p->given[(here ? here : o) - OPTIONS]) return true;
     list_add(&p->opt.kept, value, strlen(value));
     const char *fault = option_store(p, o, p->opt.kept.names[p->opt.kept.count - 1]);
     if (fault) say(p, "%s:%u: %s \"%s\" %s", p->opt.config, number, o->name, value, fault);
@@ -665,9 +720,49 @@ static int exit_code_of(mgr_result result)
     return EXIT_FAILED;
 }
 
+/* The library speaks of fields of its descriptor, people of our options. */
+typedef struct field_word { const char *field, *word, *unit; } field_word;
+
+static const field_word FIELD_WORDS[] = {
+    {"lease_ms", "--lease", "ms"}, {"delay_ms", "--delay", "ms"}, {"stop_grace_ms", "--stop-grace", "ms"},
+    {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"}, {"rejoin_grace_ms", "--rejoin-grace", "ms"},
+    {"start_timeout_ms", "--start-timeout", "ms"}, {"consul_token_file", "--token-file", ""}, {"consul_addr", "--consul", ""},
+    {"kv_prefix", "--prefix", ""}, {"service_id", "service", ""}, {"service_name", "--service-name", ""},
+    {"instance_id", "instance", ""}, {"weight", "--weight", ""}
+};
+
+static const field_word *field_at(const char *at, size_t len)
+{
+    for (size_t i = 0; i < sizeof FIELD_WORDS / sizeof *FIELD_WORDS; i++)
+        if (strlen(FIELD_WORDS[i].field) == len && memcmp(FIELD_WORDS[i].field, at, len) == 0) return &FIELD_WORDS[i];
+    return NULL;
+}
+
+/* A number right behind a field, or behind "is", gets its unit. What stands in quotes is the user's. */
+static void text_in_options(text *out, const char *s)
+{
+    const char *unit = "";
+    bool quoted = false;
+    while (*s) {
+        size_t len = strspn(s, "abcdefghijklmnopqrstuvwxyz_0123456789"), digits = strspn(s, "0123456789");
+        const field_word *known = quoted ? NULL : field_at(s, len);
+        if (known) { text_add(out, known->word); unit = known->unit; }
+        else text_bytes(out, s, len ? len : 1);
+        if (!known && len) {
+            if (digits == len) text_add(out, unit);
+            if (!(len == 2 && memcmp(s, "is", 2) == 0)) unit = "";
+        }
+        quoted = quoted != (*s == '"');
+        s += len ? len : 1;
+    }
+}
+
 static int failed(const program *p, const mgr *m, mgr_result result)
 {
-    say(p, "%s", m ? mgr_error_text(m) : mgr_result_text(result));
+    text why = { NULL, 0, 0, false };
+    text_in_options(&why, m ? mgr_error_text(m) : mgr_result_text(result));
+    say(p, "%s", text_of(&why));
+    text_free(&why);
     return exit_code_of(result);
 }
 
@@ -714,6 +809,27 @@ static void nap(long ms)
 {
     struct timespec pause = { ms / 1000, (ms % 1000) * 1000000L };
     nanosleep(&pause, NULL);
+}
+
+static int refused_order(const void *a, const void *b) { return name_order(*(const char *const *)a, *(const char *const *)b); }
+
+static int partition_order(const void *a, const void *b)
+{
+    return name_order(((const mgr_view_partition *)a)->name, ((const mgr_view_partition *)b)->name);
+}
+
+/* mgr_view_read in the order for people. The view is ours until it is freed. */
+static mgr_result view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
+{
+    mgr_result result = mgr_view_read(m, timeout_ms, out);
+    if (result != MGR_OK) return result;
+    mgr_view *view = *out;
+    if (view->partition_count) qsort((void *)(uintptr_t)view->partitions, view->partition_count, sizeof *view->partitions, partition_order);
+    for (size_t i = 0; i < view->instance_count; i++) {
+        const mgr_view_instance *v = &view->instances[i];
+        if (v->refuse_count) qsort((void *)(uintptr_t)v->refuses, v->refuse_count, sizeof *v->refuses, refused_order);
+    }
+    return MGR_OK;
 }
 
 /* ---- tables ---- */
@@ -830,12 +946,42 @@ static void view_instances(text *out, const mgr_view *view)
     table_end(out, &t);
 }
 
-static void partition_state(const mgr_view_partition *p, const char **word, colour *c)
+typedef struct census { size_t alive, joining, taking; } census;
+
+static census census_of(const mgr_view *view)
 {
-    static const char *const WORDS[] = { "assigned", "assumed", "unplaceable" };
-    static const colour COLOURS[] = { YELLOW, GREEN, RED };
-    *word = p->ended ? "ended" : WORDS[p->state];
-    *c = p->ended ? DIM : COLOURS[p->state];
+    census n = { 0, 0, 0 };
+    for (size_t i = 0; i < view->instance_count; i++) {
+        const mgr_view_instance *v = &view->instances[i];
+        n.alive += v->alive;
+        n.joining += v->alive && v->joining;
+        n.taking += v->alive && !v->draining && !v->evicting;
+    }
+    return n;
+}
+
+/* What people see: "unplaceable" is a matter of who refuses or drains, not of who has yet to come. */
+enum { SHOWN_WAITING = MGR_VIEW_UNPLACEABLE + 1, SHOWN_ENDED, SHOWN_COUNT };
+
+static const struct { const char *word; colour colour; } SHOWN[SHOWN_COUNT] = {
+    {"assigned", YELLOW}, {"assumed", GREEN}, {"unplaceable", RED}, {"waiting", YELLOW}, {"ended", DIM}
+};
+
+static int partition_state(const mgr_view *view, const mgr_view_partition *p)
+{
+    if (p->ended) return SHOWN_ENDED;
+    bool waiting = p->state == MGR_VIEW_UNPLACEABLE;
+    for (size_t i = 0; waiting && i < view->instance_count; i++) waiting = !view->instances[i].alive || view->instances[i].joining;
+    return waiting ? SHOWN_WAITING : (int)p->state;
+}
+
+/* Why its program cannot even be started; NULL: it can, as far as anybody knows. */
+static const char *not_started(const mgr_view_partition *p)
+{
+    static const char SIGN[] = "not started";
+    if (strncmp(p->last_exit, SIGN, sizeof SIGN - 1) != 0) return NULL;
+    const char *why = p->last_exit + sizeof SIGN - 1;
+    return strncmp(why, ": ", 2) == 0 ? why + 2 : "the log of its instance has the reason";
 }
 
 static void partition_notes(text *out, const mgr_view_partition *p)
@@ -843,7 +989,7 @@ static void partition_notes(text *out, const mgr_view_partition *p)
     if (p->lost) text_format(out, "lost by %s", p->last_owner);
     else if (p->owner && !same(p->owner, p->assigned)) text_format(out, "to be handed over");
     if (p->attempts > 1) text_format(out, "%sstarted %u times", out->len ? ", " : "", (unsigned)p->attempts);
-    if (p->last_exit && *p->last_exit) text_format(out, "%slast %s", out->len ? ", " : "", p->last_exit);
+    if (*p->last_exit) text_format(out, "%s%s%s", out->len ? ", " : "", not_started(p) ? "" : "last ", p->last_exit);
 }
 
 static void view_partitions(text *out, const mgr_view *view)
@@ -853,15 +999,13 @@ static void view_partitions(text *out, const mgr_view *view)
     table_head(&t, HEADS, sizeof HEADS / sizeof *HEADS);
     for (size_t n = 0; n < view->partition_count; n++) {
         const mgr_view_partition *p = &view->partitions[n];
-        const char *word;
-        colour c;
+        int shown = partition_state(view, p);
         text notes = { NULL, 0, 0, false };
-        partition_state(p, &word, &c);
         partition_notes(&notes, p);
         cell_add(&t, PLAIN, "%s", p->name);
         cell_add(&t, PLAIN, "%s", p->assigned ? p->assigned : "-");
         cell_add(&t, PLAIN, "%s", p->owner ? p->owner : "-");
-        cell_add(&t, c, "%s", word);
+        cell_add(&t, SHOWN[shown].colour, "%s", SHOWN[shown].word);
         if (p->fence) cell_add(&t, PLAIN, "%llu", (unsigned long long)p->fence);
         else cell_add(&t, PLAIN, "-");
         cell_add(&t, PLAIN, "%s", p->since && *p->since ? p->since : "-");
@@ -873,19 +1017,22 @@ static void view_partitions(text *out, const mgr_view *view)
 
 static void view_summary(text *out, const mgr_view *view)
 {
-    size_t alive = 0, counts[3] = { 0, 0, 0 }, ended = 0;
-    for (size_t i = 0; i < view->instance_count; i++) alive += view->instances[i].alive;
-    for (size_t i = 0; i < view->partition_count; i++) {
-        if (view->partitions[i].ended) ended++;
-        else counts[view->partitions[i].state]++;
-    }
-    text_format(out, "%s: %zu of %zu instances alive; %zu partitions: %zu assumed", view->service_id,
-                alive, view->instance_count, view->partition_count, counts[MGR_VIEW_ASSUMED]);
-    if (ended) text_format(out, ", %zu ended", ended);
-    if (counts[MGR_VIEW_ASSIGNED]) text_format(out, ", %zu assigned", counts[MGR_VIEW_ASSIGNED]);
-    if (counts[MGR_VIEW_UNPLACEABLE]) text_format(out, ", %zu unplaceable", counts[MGR_VIEW_UNPLACEABLE]);
+    static const int ORDER[] = { SHOWN_ENDED, MGR_VIEW_ASSIGNED, MGR_VIEW_UNPLACEABLE, SHOWN_WAITING };
+    size_t counts[SHOWN_COUNT] = { 0 };
+    census n = census_of(view);
+    for (size_t i = 0; i < view->partition_count; i++) counts[partition_state(view, &view->partitions[i])]++;
+    text_format(out, "%s: %zu of ", view->service_id, n.alive);
+    text_count(out, view->instance_count, "instance");
+    text_add(out, " alive");
+    if (n.joining) text_format(out, ", %zu joining", n.joining);
+    text_add(out, "; ");
+    text_count(out, view->partition_count, "partition");
+    text_format(out, ": %zu assumed", counts[MGR_VIEW_ASSUMED]);
+    for (size_t i = 0; i < sizeof ORDER / sizeof *ORDER; i++)
+        if (counts[ORDER[i]]) text_format(out, ", %zu %s", counts[ORDER[i]], SHOWN[ORDER[i]].word);
     text_add(out, "; ");
     text_coloured(out, view->converged ? GREEN : YELLOW, view->converged ? "converged" : "not converged");
+    if (!n.alive) text_format(out, "; no instance is alive: start one with manager run -s %s -- COMMAND", view->service_id);
     text_add(out, "\n");
 }
 
@@ -955,7 +1102,9 @@ static void log_write(program *p, text *line)
     if (poll(&fd, 1, 0) != 1 || !(fd.revents & POLLOUT)) { p->dropped++; return; }
     if (p->dropped) {
         text lost = { NULL, 0, 0, false };
-        text_format(&lost, "manager: %zu log lines were dropped: stderr is not read fast enough\n", p->dropped);
+        text_add(&lost, "manager: ");
+        text_count(&lost, p->dropped, "log line");
+        text_format(&lost, " dropped: stderr is not read fast enough\n");
         p->dropped = 0;
         if (write(STDERR_FILENO, text_of(&lost), lost.len) < 0) p->dropped++;
         text_free(&lost);
@@ -963,12 +1112,24 @@ static void log_write(program *p, text *line)
     if (write(STDERR_FILENO, text_of(line), line->len) < 0) p->dropped++;
 }
 
-static void log_field(text *line, const char *name, const char *value)
+static bool word_character(char c)
 {
-    if (!value || !*value) return;
-    text_format(line, " %s=", name);
-    if (strpbrk(value, " \"=\\")) text_json(line, value);
-    else text_add(line, value);
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+
+/* Whether the text has this word, not only as a part of another. */
+static bool mentions(const char *s, const char *word)
+{
+    size_t len = strlen(word);
+    for (const char *at = s; (at = strstr(at, word)) != NULL; at++)
+        if ((at == s || !word_character(at[-1])) && !word_character(at[len])) return true;
+    return false;
+}
+
+/* What the text does not say by itself. */
+static void log_rest(text *line, const char *said, const char *noun, const char *value)
+{
+    if (*value && !mentions(said, value)) text_format(line, " (%s %s)", noun, value);
 }
 
 static void log_json_field(text *line, const char *name, const char *value)
@@ -982,16 +1143,14 @@ static const char *self_of(const program *p) { return p->opt.instance ? p->opt.i
 
 static void event_text(text *line, const program *p, const mgr_event *e)
 {
+    const char *said = e->text ? e->text : "";
+    char fence[24] = "";
+    if (e->fence) snprintf(fence, sizeof fence, "%llu", (unsigned long long)e->fence);
     text_now(line);
-    text_format(line, " %s %s", self_of(p), mgr_event_word(e->kind));
-    log_field(line, "partition", e->partition);
-    log_field(line, "instance", e->instance);
-    log_field(line, "name", e->name);
-    if (e->pid) text_format(line, " pid=%ld", (long)e->pid);
-    if (e->kind == MGR_EVENT_EXITED || e->kind == MGR_EVENT_CHECK) text_format(line, " status=%d", e->status);
-    if (e->fence) text_format(line, " fence=%llu", (unsigned long long)e->fence);
-    if (e->result != MGR_OK) text_format(line, " result=%d", (int)e->result);
-    text_format(line, ": %s\n", e->text ? e->text : "");
+    text_format(line, " %s %s: %s", self_of(p), mgr_event_word(e->kind), said);
+    log_rest(line, said, "partition", e->partition ? e->partition : "");
+    log_rest(line, said, "fence", fence);
+    text_add(line, "\n");
 }
 
 static void event_json(text *line, const program *p, const mgr_event *e)
@@ -1037,16 +1196,14 @@ static void log_error(program *p, const char *partition, mgr_result result, cons
     on_event(NULL, &event, p);
 }
 
-/* What stands for {name} in COMMAND's arguments; NULL: not one of ours. */
-typedef struct braces { const char *name, *value; } braces;
-
-static char *filled_in(const char *arg, const braces *known, size_t known_count)
+/* An argument of COMMAND with the values in place, in the order of REPLACED. */
+static char *filled_in(const char *arg, const char *const *values)
 {
     text out = { NULL, 0, 0, false };
     while (*arg) {
         size_t i = 0;
-        while (i < known_count && strncmp(arg, known[i].name, strlen(known[i].name)) != 0) i++;
-        if (i < known_count) { text_add(&out, known[i].value); arg += strlen(known[i].name); }
+        while (i < REPLACED_COUNT && strncmp(arg, REPLACED[i].braces, strlen(REPLACED[i].braces)) != 0) i++;
+        if (i < REPLACED_COUNT) { text_add(&out, values[i]); arg += strlen(REPLACED[i].braces); }
         else text_bytes(&out, arg++, 1);
     }
     text_add(&out, "");                         /* an empty argument is one, too */
@@ -1066,9 +1223,7 @@ static char **command_for(const program *p, const char *partition, uint64_t fenc
 {
     char number[24];
     snprintf(number, sizeof number, "%llu", (unsigned long long)fence);
-    const braces known[] = {
-        {"{partition}", partition}, {"{instance}", p->opt.instance}, {"{service}", p->opt.service}, {"{fence}", number}
-    };
+    const char *values[REPLACED_COUNT] = { partition, p->opt.instance, p->opt.service, number };
     const char *shell[] = { "/bin/sh", "-c", p->words[0] };
     size_t count = p->opt.shell ? 3 : p->word_count;
     char **argv = (char **)calloc(count + 1, sizeof *argv);
@@ -1076,7 +1231,7 @@ static char **command_for(const program *p, const char *partition, uint64_t fenc
     for (size_t i = 0; i < count; i++) {
         bool as_is = p->opt.shell || i == 0;
         argv[i] = as_is ? strdup(p->opt.shell ? shell[i] : p->words[i])
-                        : filled_in(p->words[i], known, sizeof known / sizeof *known);
+                        : filled_in(p->words[i], values);
         if (!argv[i]) { argv_free(argv); return NULL; }
     }
     return argv;
@@ -1112,6 +1267,7 @@ static mgr_result start_command(const program *p, mgr *m, const char *partition,
     memset(&process, 0, sizeof process);
     process.argv = (const char *const *)argv;
     process.stop_signal = p->opt.stop_signal;
+    process.directory = p->opt.directory;
     mgr_result result = p->opt.once ? mgr_exec(m, partition, NULL, &process) : mgr_daemonize(m, partition, NULL, &process);
     argv_free(argv);
     return result;
@@ -1223,14 +1379,19 @@ static void dev_catch(void (*handler)(int))
 }
 
 /* Groups of their own: Ctrl-C is for us, who pass it on once; a second signal
- * would mean "at once". */
+ * would mean "at once". Nothing outlives us, if we are killed. */
 static pid_t dev_fork(void)
 {
     fflush(NULL);
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
+    (void)parent;
     if (pid == 0) {
         setpgid(0, 0);
         dev_catch(SIG_DFL);
+#ifdef PR_SET_PDEATHSIG
+        prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+        if (getppid() != parent) _exit(EXIT_FAILED);    /* it died before we had asked */
+#endif
     }
     return pid;
 }
@@ -1265,16 +1426,10 @@ static bool dev_instance_start(program *p, dev *d)
 {
     char id[16];
     snprintf(id, sizeof id, "dev-%zu", d->count + 1);
-    pid_t parent = getpid(), pid = dev_fork();
+    pid_t pid = dev_fork();
     if (pid < 0) { say(p, "cannot start instance %s: %s", id, strerror(errno)); return false; }
     if (pid > 0) { d->instances[d->count++] = pid; return true; }
     if (d->agent) close(d->agent_stop);
-#ifdef PR_SET_PDEATHSIG
-    prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0);
-    if (getppid() != parent) _exit(EXIT_FAILED);
-#else
-    (void)parent;
-#endif
     p->opt.instance = id;
     _exit(cmd_run(p));
 }
@@ -1294,18 +1449,41 @@ static size_t dev_reap(program *p, dev *d)
     return left;
 }
 
-/* Show the service when it looks different; a picture's index alone says little. */
+static bool has_line(const char *s, const char *line, size_t len)
+{
+    for (const char *at = s; *at; at += strcspn(at, "\n") + 1)
+        if (strcspn(at, "\n") == len && memcmp(at, line, len) == 0) return true;
+    return false;
+}
+
+/* The lines of `now` that `before` does not have. */
+static void dev_changes(text *out, const char *now, const char *before)
+{
+    for (const char *line = now; *line; line += strcspn(line, "\n") + 1) {
+        size_t len = strcspn(line, "\n");
+        if (has_line(before, line, len)) continue;
+        text_bytes(out, line, len);
+        text_add(out, "\n");
+    }
+}
+
+/* Nothing before there is work; then the whole, then what has changed. */
 static void dev_show(mgr *m, text *shown, uint64_t *index)
 {
     mgr_view *view = NULL;
-    if (mgr_view_read(m, 1000, &view) != MGR_OK) { nap(100); return; }
-    text now = { NULL, 0, 0, false };
-    view_table(&now, view);
+    bool worth = shown->len != 0;
+    if (view_read(m, 1000, &view) != MGR_OK) { nap(100); return; }
+    text now = { NULL, 0, 0, false }, changes = { NULL, 0, 0, false };
+    for (size_t i = 0; i < view->partition_count; i++) worth = worth || view->partitions[i].state == MGR_VIEW_ASSUMED;
+    if (worth) view_table(&now, view);
     *index = view->index;
     mgr_view_free(m, view);
-    if (strcmp(text_of(&now), text_of(shown)) == 0) { text_free(&now); return; }
-    fputs("\n", stdout);
-    print_text(&now);
+    dev_changes(&changes, text_of(&now), text_of(shown));
+    if (changes.len) {
+        fputs("\n", stdout);
+        print_text(&changes);
+    }
+    text_free(&changes);
     text_free(shown);
     *shown = now;
 }
@@ -1356,8 +1534,8 @@ static int cmd_dev(program *p)
         if (!dev_agent_start(p, &d)) return EXIT_FAILED;
         p->opt.consul = d.address;
     }
-    printf("service %s, %u instances, agent at %s; in another terminal: manager status -s %s --consul %s\n",
-           p->opt.service, (unsigned)p->opt.dev_count, p->opt.consul, p->opt.service, p->opt.consul);
+    printf("service %s, %u instance%s, agent at %s; in another terminal: manager status -s %s --consul %s\n",
+           p->opt.service, (unsigned)p->opt.dev_count, p->opt.dev_count == 1 ? "" : "s", p->opt.consul, p->opt.service, p->opt.consul);
     while (d.count < p->opt.dev_count && dev_instance_start(p, &d)) {}
     if (d.count < p->opt.dev_count) { d.code = EXIT_FAILED; dev_signals = 1; }
     int code = observe(p, &m);
@@ -1376,7 +1554,7 @@ static int cmd_dev(program *p)
 static int status_once(program *p, mgr *m, text *shown, uint64_t *index)
 {
     mgr_view *view = NULL;
-    mgr_result result = mgr_view_read(m, READ_TIMEOUT_MS, &view);
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
     if (result != MGR_OK) return failed(p, m, result);
     text now = { NULL, 0, 0, false };
     if (p->opt.json) view_json(&now, view);
@@ -1422,9 +1600,22 @@ static void say_unconverged(const program *p, const mgr_view *view, const char *
         if (!first) first = q;
         count++;
     }
+    if (!census_of(view).alive) { say(p, "service %s is not converged after %s: no instance is alive; start one with manager run -s %s -- COMMAND", p->opt.service, after, p->opt.service); return; }
     if (!first) { say(p, "service %s is not converged after %s; see manager status -s %s", p->opt.service, after, p->opt.service); return; }
-    say(p, "service %s is not converged after %s: %zu of %zu partitions are not held by the instance they are assigned to; see manager why -s %s %s",
-        p->opt.service, after, count, view->partition_count, p->opt.service, first->name);
+    say(p, "service %s is not converged after %s: %zu of %zu partition%s not held by the instance assigned to; see manager why -s %s %s",
+        p->opt.service, after, count, view->partition_count, view->partition_count == 1 ? "" : "s", p->opt.service, first->name);
+}
+
+static void print_converged(const mgr_view *view)
+{
+    text out = { NULL, 0, 0, false };
+    text_format(&out, "%s: converged: ", view->service_id);
+    text_count(&out, view->partition_count, "partition");
+    text_add(&out, " on ");
+    text_count(&out, census_of(view).alive, "instance");
+    text_add(&out, "\n");
+    print_text(&out);
+    text_free(&out);
 }
 
 static int wait_until(program *p, mgr *m, int64_t deadline, const char *after)
@@ -1432,11 +1623,11 @@ static int wait_until(program *p, mgr *m, int64_t deadline, const char *after)
     for (;;) {
         int64_t left = deadline - now_ms();
         mgr_view *view = NULL;
-        mgr_result result = mgr_view_read(m, left < 1000 ? 1000 : (uint32_t)left, &view);
+        mgr_result result = view_read(m, left < 1000 ? 1000 : (uint32_t)left, &view);
         bool pointless = result == MGR_DENIED || result == MGR_INVALID || result == MGR_NO_MEMORY;
         bool over = pointless || now_ms() >= deadline, converged = result == MGR_OK && view->converged;
         uint64_t index = result == MGR_OK ? view->index : 0;
-        if (converged) printf("%s: converged: %zu partitions on %zu instances\n", p->opt.service, view->partition_count, view->instance_count);
+        if (converged) print_converged(view);
         else if (over && result == MGR_OK) say_unconverged(p, view, after);
         else if (over) failed(p, m, result);
         if (view) mgr_view_free(m, view);
@@ -1486,17 +1677,11 @@ static const char *bar_of(const mgr_view_instance *i, const char *partition)
     return NULL;
 }
 
-static void why_reason(text *out, const mgr_view *view, const mgr_view_partition *q)
+/* Why it is free, or goes from one to the other. */
+static void why_on_its_way(text *out, const mgr_view *view, const mgr_view_partition *q)
 {
     const mgr_view_instance *taker = instance_in(view, q->assigned), *loser = instance_in(view, q->last_owner);
-    if (q->state == MGR_VIEW_UNPLACEABLE || !q->assigned) {
-        text_add(out, view->instance_count ? "no instance may take it:" : "the service has no instance: start one with manager run");
-    } else if (q->ended) {
-        text_format(out, "its command was to run once (--once), and has ended%s%s", *q->last_exit ? ": " : "", q->last_exit);
-    } else if (same(q->owner, q->assigned)) {
-        text_format(out, "the map gives it to %s, which holds its lock and works on it", q->assigned);
-        if (q->attempts > 1) text_format(out, "; its process keeps ending, and is started again after a pause: see what it says on stderr");
-    } else if (q->owner) {
+    if (q->owner) {
         text_format(out, "the map moved it from %s to %s: %s stops its work and releases it, then %s takes it over",
                     q->owner, q->assigned, q->owner, q->assigned);
     } else if (q->lost) {
@@ -1509,16 +1694,34 @@ static void why_reason(text *out, const mgr_view *view, const mgr_view_partition
     } else {
         text_format(out, "it is free, and %s is about to take it: if that lasts, see the log of %s", q->assigned, q->assigned);
     }
+}
+
+static void why_reason(text *out, const mgr_view *view, const mgr_view_partition *q)
+{
+    const char *unable = not_started(q), *where = q->owner ? q->owner : q->last_owner;
+    census n = census_of(view);
+    if (!n.alive) {
+        text_format(out, "no instance is alive: start one with manager run -s %s -- COMMAND", view->service_id);
+    } else if (q->ended) {
+        text_format(out, "its command was to run once (--once), and has ended%s%s", *q->last_exit ? ": " : "", q->last_exit);
+    } else if (unable) {
+        text_format(out, "its program cannot be started on %s: %s; look at COMMAND, the PATH and the --directory that manager run was given there, and at its log",
+                    where, unable);
+    } else if (same(q->owner, q->assigned) && q->owner) {
+        text_format(out, "the map gives it to %s, which holds its lock and works on it", q->assigned);
+        if (q->attempts > 1) text_format(out, "; its process keeps ending, and is started again after a pause: see what it says on stderr");
+    } else if (q->assigned) {
+        why_on_its_way(out, view, q);
+    }
+    if (n.alive && !q->assigned) text_add(out, unable || q->ended ? "; no instance may take it:" : "no instance may take it:");
     text_add(out, "\n");
 }
 
 static void why_text(text *out, const mgr_view *view, const mgr_view_partition *q)
 {
-    const char *word;
-    colour c;
-    partition_state(q, &word, &c);
+    int shown = partition_state(view, q);
     text_format(out, "partition %s of %s: ", q->name, view->service_id);
-    text_coloured(out, c, word);
+    text_coloured(out, SHOWN[shown].colour, SHOWN[shown].word);
     text_format(out, "\n  assigned to  %s\n  owner        %s\n", q->assigned ? q->assigned : "nobody", q->owner ? q->owner : "nobody");
     if (q->owner) text_format(out, "  fence        %llu, since %s\n", (unsigned long long)q->fence, q->since);
     else if (q->last_owner && *q->last_owner) text_format(out, "  last owner   %s\n", q->last_owner);
@@ -1538,7 +1741,7 @@ static int cmd_why(program *p)
     mgr_view *view = NULL;
     int code = observe(p, &m);
     if (code) return code;
-    mgr_result result = mgr_view_read(m, READ_TIMEOUT_MS, &view);
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
     const mgr_view_partition *found = NULL;
     if (result != MGR_OK) code = failed(p, m, result);
     for (size_t i = 0; view && i < view->partition_count; i++)
@@ -1584,14 +1787,27 @@ static int cmd_partitions(program *p)
     return code;
 }
 
+/* Whether an instance other than this one is there to take work. True where it cannot be told. */
+static bool others_take(mgr *m, const char *id)
+{
+    mgr_view *view = NULL;
+    if (view_read(m, READ_TIMEOUT_MS, &view) != MGR_OK) return true;
+    const mgr_view_instance *own = instance_in(view, id);
+    bool itself = own && own->alive && !own->draining && !own->evicting, others = census_of(view).taking > (itself ? 1u : 0u);
+    mgr_view_free(m, view);
+    return others;
+}
+
 static int drain(program *p, bool on)
 {
     mgr *m = NULL;
     char done[700];
     int code = observe(p, &m);
     if (code) return code;
-    snprintf(done, sizeof done, on ? "%s of %s hands everything over; manager wait -s %s says when that is done"
-                                   : "%s of %s takes work again; manager wait -s %s says when it has it",
+    bool others = !on || others_take(m, p->words[0]);
+    snprintf(done, sizeof done, !on ? "%s of %s takes work again; manager wait -s %s says when it has it"
+                              : others ? "%s of %s hands everything over; manager wait -s %s says when that is done"
+                              : "%s of %s drains, but nothing can take over: its work stops, and manager wait -s %s will not succeed until another instance joins",
              p->words[0], p->opt.service, p->opt.service);
     return admin_done(p, m, mgr_wish_drain(m, p->words[0], on), done);
 }
@@ -1744,6 +1960,8 @@ static void side_free(side *s)
 typedef struct move { const char *partition, *from, *to; } move;
 typedef struct plan { side before, after; move *moves; size_t count, least; } plan;
 
+static int move_order(const void *a, const void *b) { return name_order(((const move *)a)->partition, ((const move *)b)->partition); }
+
 static void plan_moves(plan *x)
 {
     side *b = &x->before, *a = &x->after;
@@ -1758,6 +1976,7 @@ static void plan_moves(plan *x)
         move step = { b->names[i], b->owners[i], NULL };
         if (step.from && !places_find(a->places, a->count, b->names[i], &at)) x->moves[x->count++] = step;
     }
+    if (x->count) qsort(x->moves, x->count, sizeof *x->moves, move_order);
 }
 
 /* The fewest moves any even map could do with: everybody keeps what his share
@@ -1856,8 +2075,10 @@ static void plan_table(text *out, const plan *x)
         cell_add(&t, x->moves[i].to ? PLAIN : DIM, "%s", x->moves[i].to ? x->moves[i].to : "-");
     }
     table_end(out, &t);
-    text_format(out, "%s%zu of %zu partitions move, at least %zu would have to; an instance has %zu to %zu now, %zu to %zu then\n",
-                x->count ? "\n" : "", x->count, x->after.count, x->least,
+    text_format(out, "%s%zu of ", x->count ? "\n" : "", x->count);
+    text_count(out, x->after.count, "partition");
+    text_format(out, " %s, at least %zu would have to; an instance has %zu to %zu now, %zu to %zu then\n",
+                x->count == 1 ? "moves" : "move", x->least,
                 x->before.least, x->before.most, x->after.least, x->after.most);
 }
 
@@ -1885,7 +2106,7 @@ static int plan_live(program *p, plan *x)
     mgr_view *view = NULL;
     int code = observe(p, &m);
     if (code) return code;
-    mgr_result result = mgr_view_read(m, READ_TIMEOUT_MS, &view);
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
     if (result != MGR_OK) code = failed(p, m, result);
     else {
         const char **names = (const char **)must(calloc(view->partition_count + 1, sizeof *names));
@@ -1922,11 +2143,11 @@ static int cmd_plan(program *p)
 
 /* The terms a worst case is the sum of. */
 enum {
-    BACKOFF = 1, LEASE = 2, GRACE = 4, KILL_MARGIN = 8, DETECT = 16, DELAY = 32, REJOIN = 64,
-    ELECTION = 128, SETTLE = 256, CONSUL = 512, WITHOUT_END = 1024
+    BACKOFF = 1, LEASE = 2, GRACE = 4, KILL_MARGIN = 8, DETECT = 16, SILENCE = 32, CHECK_TTL = 64, DELAY = 128, REJOIN = 256,
+    ELECTION = 512, SETTLE = 1024, CONSUL = 2048, WITHOUT_END = 4096
 };
 
-enum { TERM_COUNT = 10 };
+enum { TERM_COUNT = 12 };
 
 typedef struct settings {
     int64_t lease_ms, delay_ms, ttl_ms, grace_ms, margin_ms, rejoin_ms, settle_ms;
@@ -1935,6 +2156,7 @@ typedef struct settings {
 enum {
     DEFAULT_LEASE_MS = 15000, DEFAULT_TTL_MS = 15000, DEFAULT_SETTLE_MS = 1000,
     DEFAULT_BACKOFF_MS = 250,
+    CHECK_TTL_MORE_MS = 2000,       /* an instance's own check ends so much after the delay */
     DETECT_MS = 6000,               /* until serf calls a node failed: 5 to 6 s on a local network */
     ELECTION_MS = 10000,            /* until a new leader stands, with Consul's default timing */
     CONSUL_MS = 1000                /* one wake-up, read, lock and start; an allowance: measured 0.03 s */
@@ -1951,46 +2173,75 @@ static const failure FAILURES[] = {
      "its keeper kills the workers at the lease's end and proves them dead"},
     {"keeper killed", KILL_MARGIN | SETTLE | CONSUL, 0,
      "the guard kills all workers, the manager gives them up on its word and enters anew; the others do not wait for that"},
+    {"keeper frozen", SILENCE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "the manager kills it for its silence; then as for a keeper that was killed"},
     {"guard killed", GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
      "the keeper stops the workers and gives them up, the manager enters anew; the others do not wait for that"},
+    {"guard frozen", SILENCE | GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "the manager kills it for its silence; then as for a guard that was killed"},
+    {"manager and keeper killed", CHECK_TTL | DELAY | CONSUL, 0,
+     "the guard kills all workers, but has no network: the instance's check runs out, and the others wait the delay"},
+    {"manager and guard killed", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
+     "the keeper stops the workers, proves them dead and gives them up"},
+    {"keeper and guard killed", LEASE | KILL_MARGIN | DELAY | CONSUL, 0,
+     "without a cgroup the manager can prove nothing: it ends its session after the lease, and the others wait the delay"},
+    {"all three killed", CHECK_TTL | DELAY | CONSUL, 0,
+     "the workers die with their keeper; the instance's check runs out, and the others wait the delay"},
     {"host dies", DETECT | DELAY | CONSUL, 0,
      "nobody can prove the workers dead, so the others wait the delay"},
+    {"host frozen whole", DETECT | DELAY | CONSUL, LEASE | KILL_MARGIN,
+     "on waking, workers may go on for what was left of the lease: pass MANAGER_FENCE to what they write to"},
     {"agent stops politely", DELAY | CONSUL, 0,
      "its sessions end at once; without an agent nobody can prove the workers dead"},
     {"agent killed", DETECT | DELAY | CONSUL, 0,
      "nothing moves if it is back before the lease ends"},
     {"network cut", DETECT | DELAY | CONSUL, 0,
      "the workers beyond the cut are dead before the delay is over"},
-    {"leader lost", ELECTION, 0,
-     "nothing moves; workers are stopped only if the election outlasts the lease less the polite stop"},
+    {"network cut one way", DETECT | DELAY | CONSUL, 0,
+     "who is not heard, or does not hear, counts as failed like one who is cut off"},
+    {"leader lost", ELECTION | SETTLE | CONSUL, 0,
+     "nothing moves if the lease less the polite stop covers the election; else work stops, and comes back with the leader"},
     {"quorum lost", WITHOUT_END, 0,
      "all work stops at the lease's end, and comes back with the quorum"},
     {"session destroyed by hand", GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
      "its instance stops the workers, proves them dead and enters anew; the others do not wait for that"},
     {"instance evicted", GRACE | KILL_MARGIN | CONSUL, 0,
-     "it stops the workers and releases them"},
-    {"host frozen whole", DETECT | DELAY | CONSUL, LEASE | KILL_MARGIN,
-     "on waking, workers may go on for what was left of the lease: pass MANAGER_FENCE to what they write to"}
+     "it stops the workers and releases them"}
 };
 
 enum { FAILURE_COUNT = sizeof FAILURES / sizeof *FAILURES };
 
+/* As the library has it: a quarter of the lease without a heartbeat, seen twice,
+ * and looked for every fifth of the lease. */
+static int64_t silence_ms(int64_t lease_ms)
+{
+    int64_t quarter = lease_ms / 4 > 500 ? lease_ms / 4 : 500, look = lease_ms / 5 > 250 ? lease_ms / 5 : 250;
+    return quarter + lease_ms / 5 + look;
+}
+
 static int64_t term_ms(const settings *s, unsigned term)
 {
-    int64_t covered = s->lease_ms - s->grace_ms;
     switch (term) {
     case BACKOFF: return DEFAULT_BACKOFF_MS;
     case LEASE: return s->lease_ms;
     case GRACE: return s->grace_ms;
     case KILL_MARGIN: return s->margin_ms;
     case DETECT: return DETECT_MS;
+    case SILENCE: return silence_ms(s->lease_ms);
+    case CHECK_TTL: return s->delay_ms + CHECK_TTL_MORE_MS;
     case DELAY: return s->delay_ms > s->rejoin_ms ? s->delay_ms : s->rejoin_ms;
     case REJOIN: return s->rejoin_ms;
-    case ELECTION: return covered >= ELECTION_MS ? 0 : ELECTION_MS - covered + CONSUL_MS;
+    case ELECTION: return ELECTION_MS;
     case SETTLE: return s->settle_ms;
     case CONSUL: return CONSUL_MS;
     default: return 0;
     }
+}
+
+/* An election that the lease covers stops nothing. */
+static bool nothing_stops(const settings *s, unsigned terms)
+{
+    return !terms || ((terms & ELECTION) && s->lease_ms - s->grace_ms >= ELECTION_MS);
 }
 
 /* -1: without end. */
@@ -1998,20 +2249,23 @@ static int64_t terms_ms(const settings *s, unsigned terms)
 {
     int64_t sum = 0;
     if (terms & WITHOUT_END) return -1;
+    if (nothing_stops(s, terms)) return 0;
     for (unsigned i = 0; i < TERM_COUNT; i++) if (terms & (1u << i)) sum += term_ms(s, 1u << i);
     return sum;
 }
 
-/* The sum in words, so that the number can be checked. */
+/* The sum in words and numbers, so that it can be checked. */
 static void terms_words(text *out, const settings *s, unsigned terms)
 {
     static const char *const WORDS[TERM_COUNT] = {
-        "first pause", "lease", "stop grace", "kill margin", "detection", "delay", "rejoin grace", "election", "settle", "consul"
+        "first pause", "lease", "stop grace", "kill margin", "detection", "silence", "check TTL", "delay", "rejoin grace", "election", "settle", "consul"
     };
     const char *plus = "";
-    for (unsigned i = 0; i < TERM_COUNT; i++) {
+    for (unsigned i = 0; i < TERM_COUNT && !nothing_stops(s, terms); i++) {
         if (!(terms & (1u << i)) || !term_ms(s, 1u << i)) continue;
-        text_format(out, "%s%s", plus, WORDS[i]);
+        bool rejoin = 1u << i == DELAY && s->rejoin_ms > s->delay_ms;
+        text_format(out, "%s%s ", plus, rejoin ? "rejoin grace" : WORDS[i]);
+        text_duration(out, term_ms(s, 1u << i));
         plus = " + ";
     }
 }
@@ -2099,7 +2353,7 @@ static int timings_in_force(program *p, uint32_t *lease_ms, uint32_t *delay_ms)
     mgr_view *view = NULL;
     int code = observe(p, &m);
     if (code) return code;
-    mgr_result result = mgr_view_read(m, READ_TIMEOUT_MS, &view);
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
     if (result != MGR_OK) code = failed(p, m, result);
     for (size_t i = 0; view && i < view->instance_count; i++) {
         if (view->instances[i].lease_ms > *lease_ms) *lease_ms = view->instances[i].lease_ms;
@@ -2139,6 +2393,7 @@ static const command COMMANDS[] = {
      "be an instance: run COMMAND for each partition that is ours",
      "{partition} {instance} {service} {fence} in the ARGs are replaced. COMMAND gets MANAGER_SERVICE,\n"
      "MANAGER_INSTANCE, MANAGER_PARTITION, MANAGER_FENCE and MANAGER_ATTEMPT, and not the Consul token.\n"
+     "It starts in the directory in which manager was called, or in --directory.\n"
      "SIGTERM and SIGINT hand everything over and leave; a second one kills at once.\n",
      NULL, true, true, cmd_run},
     {"dev", DEV, "-p LIST [-n INSTANCES] [options] -- COMMAND [ARG...]",
@@ -2171,11 +2426,33 @@ static const command COMMANDS[] = {
 
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof *COMMANDS };
 
-static void help_footer(void)
+static const struct { unsigned commands; int code; const char *text; } EXITS[] = {
+    {ANY, EXIT_OK, "clean"}, {ANY, EXIT_FAILED, "failed"}, {STATUS | WAIT, EXIT_NOT_CONVERGED, "not converged"},
+    {ANY, EXIT_USAGE, "wrong usage"}, {ANY, EXIT_NO_CLUSTER, "cluster lost or unreachable"}, {RUN | DEV, EXIT_EVICTED, "evicted"},
+    {ANY, EXIT_DENIED, "an ACL right is missing"}, {ANY, EXIT_CONFIG, "wrong configuration or identity"}
+};
+
+/* Whether an option or the positional argument of these commands is called so. */
+static bool help_speaks_of(unsigned commands, const char *argument)
 {
-    fputs("\nLIST is 0..15, or a,b,c, or @FILE with one name a line. A DURATION needs a unit: 250ms, 10s, 5m.\n"
-          "Exit codes: 0 clean, 1 failed, 3 not converged (status, wait), 64 wrong usage, 75 cluster lost or\n"
-          "unreachable, 76 evicted, 77 an ACL right is missing, 78 wrong configuration or identity.\n", stdout);
+    for (size_t i = 0; i < OPTION_COUNT; i++)
+        if ((OPTIONS[i].commands & commands) && OPTIONS[i].help && same(OPTIONS[i].argument, argument)) return true;
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if ((COMMANDS[i].bit & commands) && same(COMMANDS[i].word, argument)) return true;
+    return false;
+}
+
+/* Only what these commands have to do with. */
+static void help_footer(unsigned commands)
+{
+    bool lists = help_speaks_of(commands, "LIST"), durations = help_speaks_of(commands, "DURATION");
+    if (lists || durations) fputs("\n", stdout);
+    if (lists) fputs("A LIST is 0..15, or a,b,c, or @FILE with one name a line.\n", stdout);
+    if (durations) fputs("A DURATION needs a unit: 250ms, 10s, 5m.\n", stdout);
+    fputs("\nExit codes: ", stdout);
+    for (size_t i = 0, shown = 0; i < sizeof EXITS / sizeof *EXITS; i++)
+        if (EXITS[i].commands & commands) printf("%s%d %s", shown++ ? shown == 6 ? ",\n" : ", " : "", EXITS[i].code, EXITS[i].text);
+    fputs(".\n", stdout);
 }
 
 static int help_all(void)
@@ -2184,8 +2461,8 @@ static int help_all(void)
            "works on a partition, ever; eventually exactly one does.\n\n", MANAGER_VERSION);
     for (size_t i = 0; i < COMMAND_COUNT; i++)
         printf("  manager %s %s\n      %s\n", COMMANDS[i].name, COMMANDS[i].synopsis, COMMANDS[i].summary);
-    printf("\nmanager COMMAND --help has the options of each; manager --version.\n");
-    help_footer();
+    printf("\nmanager COMMAND --help, or manager help COMMAND, has the options of each; manager --version.\n");
+    help_footer(ANY);
     return EXIT_OK;
 }
 
@@ -2201,7 +2478,7 @@ static int help_one(const command *c)
         snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, o->argument ? " " : "", o->argument ? o->argument : "");
         printf("  %-28s %s\n", left, o->help);
     }
-    help_footer();
+    help_footer(c->bit);
     return EXIT_OK;
 }
 
@@ -2213,6 +2490,20 @@ static bool help_wanted(int argc, char **argv)
     return false;
 }
 
+static bool command_find(program *p, const char *name)
+{
+    for (size_t i = 0; i < COMMAND_COUNT; i++) if (strcmp(name, COMMANDS[i].name) == 0) p->command = &COMMANDS[i];
+    if (!p->command) say(p, "unknown command \"%s\"; see manager --help", name);
+    return p->command != NULL;
+}
+
+/* help, help COMMAND; help COMMAND --help does no harm. */
+static int help_asked(program *p, int argc, char **argv)
+{
+    if (argc < 1 || argv[0][0] == '-') return help_all();
+    return command_find(p, argv[0]) ? help_one(p->command) : EXIT_USAGE;
+}
+
 static int dispatch(program *p, int argc, char **argv)
 {
     if (argc < 2) {
@@ -2221,11 +2512,8 @@ static int dispatch(program *p, int argc, char **argv)
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return help_all();
     if (strcmp(argv[1], "--version") == 0) return printf("manager %s\n", MANAGER_VERSION) > 0 ? EXIT_OK : EXIT_FAILED;
-    for (size_t i = 0; i < COMMAND_COUNT; i++) if (strcmp(argv[1], COMMANDS[i].name) == 0) p->command = &COMMANDS[i];
-    if (!p->command) {
-        say(p, "unknown command \"%s\"; see manager --help", argv[1]);
-        return EXIT_USAGE;
-    }
+    if (strcmp(argv[1], "help") == 0) return help_asked(p, argc - 2, argv + 2);
+    if (!command_find(p, argv[1])) return EXIT_USAGE;
     if (help_wanted(argc - 2, argv + 2)) return help_one(p->command);
     int code = parse_arguments(p, argc - 2, argv + 2);
     if (!code && p->opt.config) code = config_read(p);

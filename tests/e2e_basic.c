@@ -97,6 +97,12 @@ E2E(set_changes_while_running)
     if (!e2e_wait_settled(agent, "sets", 3, 12, &later, 20000)) { CHECK(!"settled on the third set"); return; }
     CHECK_STR(e2e_spread(&later), "4 4 4");
     moved(&before);
+
+    /* One that comes back with a list that was replaced does not undo that. */
+    e2e_instance d = e2e_run(agent, "sets", "d", "-p", "2..11", NULL);
+    if (!e2e_wait_settled(agent, "sets", 4, 12, &later, 20000)) { CHECK(!"settled on the third set still"); return; }
+    CHECK_STR(e2e_spread(&later), "3 3 3 3");
+    CHECK(strstr(e2e_said(&d), "was replaced") != NULL);
 }
 
 E2E(work_that_ends_is_restarted_with_back_off)

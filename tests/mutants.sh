@@ -41,7 +41,7 @@ mutant() {
 mutant no_delay               sim 'return p->lost_since + p->lost_delay_ms;' 'return now;'
 mutant short_delay            sim 'return p->lost_since + p->lost_delay_ms;' 'return p->lost_since + p->lost_delay_ms / 3;'
 mutant blind_lock             sim 'if (index) mgr__request_check_index(r, key, index);' 'if (index) {}'
-mutant missing_is_free        sim 'p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists ? (int64_t)owner.delay_ms : (int64_t)c->picture.marker.delay_max_ms);' 'p->lost_delay_ms = owner.exists ? (int64_t)c->config.delay_ms : 0;'
+mutant missing_is_free        sim 'p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);' 'p->lost_delay_ms = owner.exists ? (int64_t)c->config.delay_ms : 0;'
 # c. the lease
 mutant lease_from_answer      sim 'c->lease_until = c->round_started + c->config.lease_ms;' 'c->lease_until = mgr__max64(c->round_started, c->watch_not_before) + c->config.lease_ms * 3;'
 mutant conflict_is_confirmation sim 'if (a->outcome == MGR__OUTCOME_CONFLICT) { mgr__cluster_confirm_conflict(c, e, a, now); return; }' 'if (a->outcome == MGR__OUTCOME_CONFLICT) { mgr__cluster_round_done(c); return; }'

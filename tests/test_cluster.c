@@ -605,7 +605,9 @@ TEST(a_picture_takes_what_is_ours_and_skips_the_rest)
     kvs[n++] = kv_of(IN "wishes/a%20x", "x", "", 9);
     kvs[n++] = kv_of("manager/other/cluster/instances/z", "{}", "S", 9);
     CHECK(picture_of(&p, &heap, kvs, n));
-    CHECK_INT(p.member_count, 2);
+    CHECK_INT(p.member_count, 4);       /* what cannot be read is kept, so that it can be buried or written anew */
+    CHECK(mgr__picture_member(&p, mgr__str_of("c"))->broken && !mgr__picture_member(&p, mgr__str_of("c"))->counts);
+    CHECK(mgr__picture_member(&p, mgr__str_of("d"))->broken);
     const mgr__member *a = mgr__picture_member(&p, mgr__str_of("a x")), *b = mgr__picture_member(&p, mgr__str_of("b"));
     CHECK(a && !a->alive && !a->counts && a->draining && a->weight == 2 && a->lease_ms == 3000);
     CHECK(b && b->alive && b->counts && b->weight == 65535 && b->refuse_count == 5 && mgr__str_is(b->refuses[4], "5"));
@@ -701,13 +703,13 @@ TEST(when_a_partition_may_be_taken)
         { "released",                     "{\"state\":\"released\",\"life\":\"gone\"}", "", 0, 0 },
         { "released by nobody",           "{\"state\":\"released\"}", "", 0, 0 },
         { "certified",                    "{\"state\":\"held\",\"life\":\"dead\",\"delay\":60000}", "", 0, 0 },
-        { "lost",                         "{\"state\":\"held\",\"life\":\"gone\"}", "", 0, DELAY_MS },
+        { "lost, no delay known",         "{\"state\":\"held\",\"life\":\"gone\"}", "", 0, 9000 },
         { "lost, a longer delay",         "{\"state\":\"held\",\"life\":\"gone\",\"delay\":6000}", "", 0, 6000 },
         { "lost, a shorter delay",        "{\"state\":\"held\",\"life\":\"gone\",\"delay\":10}", "", 0, DELAY_MS },
-        { "lost by nobody",               "{\"state\":\"held\"}", "", 0, DELAY_MS },
-        { "malformed",                    "released", "", 0, DELAY_MS },
+        { "lost by nobody",               "{\"state\":\"held\"}", "", 0, 9000 },
+        { "malformed",                    "released", "", 0, 9000 },
         { "missing",                      NULL, "", 0, 9000 },
-        { "released, distrusted",         "{\"state\":\"released\",\"life\":\"gone\"}", "", DISTRUST, DELAY_MS },
+        { "released, distrusted",         "{\"state\":\"released\",\"life\":\"gone\"}", "", DISTRUST, 9000 },
         { "certified, distrusted",        "{\"state\":\"held\",\"life\":\"dead\"}", "", DISTRUST, 0 },
     };
     world *w = the_world();
@@ -717,6 +719,7 @@ TEST(when_a_partition_may_be_taken)
     kvs[1] = kv_of(IN "partitions", "{\"hash\":\"h\",\"delay_max\":9000}", "", 4);
     mgr__picture_free(&b->core.picture);
     CHECK(picture_of(&b->core.picture, &w->heap, kvs, 2));
+    mgr__cluster_note_delays(&b->core);
     for (size_t i = 0; i < MGR__COUNT(rows); i++) {
         mgr__part part;
         memset(&part, 0, sizeof part);
@@ -1290,6 +1293,345 @@ TEST(a_lock_is_taken_at_the_index_that_was_read)
     world_end(w);
 }
 
+/* ---- the core: answers that come when all has changed ---- */
+
+/* Run until a request of this kind is out on the lease lane. */
+static mgr__errand *lease_out(world *w, box *b, mgr__task task)
+{
+    mgr__errand *e = &b->core.errands[MGR__LANE_LEASE];
+    for (int i = 0; i < 4000 && !(e->out && e->task == task); i++) run(w, STEP_MS);
+    if (!(e->out && e->task == task)) CHECK(!"out");
+    return e;
+}
+
+static void command_set(world *w, box *b, size_t count)
+{
+    mgr__set set;
+    mgr__str bad;
+    CHECK(!mgr__set_make(&set, &w->heap, numbers, count, &bad));
+    mgr__cluster_command_set(&b->core, &set);
+    box_pump(w, b);
+}
+
+/* The set shrinks, and 2 and 3 are being stopped. */
+static box *shrinking(world *w)
+{
+    box *a = box_open(w, 0, "a", 4);
+    run(w, 3000);
+    CHECK_INT(works_count(a), 4);
+    a->keeps_work = true;
+    command_set(w, a, 2);
+    for (int i = 0; i < 400 && !said(a, "releasing partition 3"); i++) run(w, STEP_MS);
+    CHECK(said(a, "releasing partition 2") && said(a, "releasing partition 3"));
+    return a;
+}
+
+TEST(a_partition_may_go_while_a_confirmation_names_it)
+{
+    world *w = the_world();
+    box *a = shrinking(w);
+    a->hold = MGR__TASK_CONFIRM;
+    a->core.next_round = w->now;
+    box_pump(w, a);
+    mgr__errand *e = lease_out(w, a, MGR__TASK_CONFIRM);
+    CHECK_INT(e->request.op_count, 5);
+    box_gone(w, a, "2");
+    box_gone(w, a, "3");
+    run(w, 200);
+    CHECK(value_has(w, "owners/3", "\"released\""));
+    a->hold = MGR__TASK_NONE;           /* its answer says that 2 and 3 are not as they were */
+    run(w, 300);
+    CHECK(!part_of(a, "2") && !part_of(a, "3") && !said(a, "lost"));
+    CHECK_INT(works_count(a), 2);
+    world_end(w);
+}
+
+TEST(a_partition_may_go_while_a_read_names_it)
+{
+    world *w = the_world();
+    box *a = shrinking(w);
+    part_of(a, "3")->stale = true;      /* as after a rewrite whose answer was lost */
+    hold(w, a, MGR__TASK_READ);
+    put(w, "owners/3", "{\"state\":\"held\"}");
+    for (int i = 0; i < 1000 && !said(a, "kill 3"); i++) run(w, STEP_MS);
+    box_gone(w, a, "3");
+    box_gone(w, a, "2");
+    run(w, 100);
+    a->hold = MGR__TASK_NONE;
+    run(w, 2 * LEASE_MS);
+    CHECK(!part_of(a, "2") && !part_of(a, "3"));
+    CHECK(!look(w, "owners/2").session.len && !look(w, "owners/3").session.len);
+    CHECK_INT(works_count(a), 2);
+    world_end(w);
+}
+
+TEST(a_keeper_that_dies_while_joining_is_replaced_first)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 2);
+    hold(w, a, MGR__TASK_JOIN);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    mgr__cluster_over(&a->core, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", w->now);
+    box_pump(w, a);
+    run(w, 1000);
+    CHECK(a->core.phase != MGR__PHASE_MEMBER && !said(a, "entered") && !said(a, "life"));
+    a->hold = MGR__TASK_NONE;
+    run(w, 3000);
+    CHECK_INT(a->core.phase, MGR__PHASE_MEMBER);
+    CHECK(a->core.life[0] && strcmp(a->core.life, life) != 0);
+    CHECK(in_order(&a->log, "fresh", "life") && mgr__str_is(look(w, "cluster/instances/a").session, a->core.life));
+    CHECK_INT(works_count(a), 2);
+    CHECK_INT(dc_session_count(&w->store), 1);
+    world_end(w);
+}
+
+/* Its key counts as it was before or as it will be: that the lock is ours holds for both. */
+TEST(a_rewrite_that_hangs_does_not_end_the_lease)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 8);
+    run(w, 3000);
+    forget(a);
+    mgr__cluster_note_work(&a->core, part_of(a, "0"), 1, "", false);
+    a->hold = MGR__TASK_REWRITE;
+    box_pump(w, a);
+    hold(w, a, MGR__TASK_REWRITE);
+    run(w, 3 * LEASE_MS);
+    CHECK_INT(works_count(a), 8);
+    CHECK(!said(a, "lost") && asked(a, "check-session owners/0;") && asked(a, "check-index owners/1;"));
+    CHECK(a->lease > w->now + LEASE_MS / 3);
+    char other[40];
+    session_of(w, "other", other);
+    uint64_t index = look(w, "owners/0").modify_index;
+    CHECK(store_do(w, MGR__UNLOCK, "owners/0", "{}", a->core.life, 0) && store_do(w, MGR__LOCK, "owners/0", "{}", other, 0));
+    CHECK(look(w, "owners/0").modify_index > index);
+    run(w, LEASE_MS);
+    CHECK(said(a, "kill 0") && !said(a, "kill 1"));         /* and if it is not, that is seen */
+    world_end(w);
+}
+
+TEST(time_goes_on_while_a_request_is_out)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 4), *b = box_open(w, 1, "b", 0);
+    run(w, 3000);
+    mgr__copy_text(life, sizeof life, mgr__str_of(b->core.life));
+    CHECK(mgr__cluster_wish(&a->core, mgr__str_of("b"), false, true));
+    hold(w, a, MGR__TASK_WISH);
+    box_dies(b);
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, 400);
+    CHECK(a->core.burial_count == 1 && a->core.burials[0].since < w->now);      /* due, but the lane is taken */
+    CHECK(mgr__cluster_next(&a->core, w->now) > w->now);
+    a->hold = MGR__TASK_NONE;
+    run(w, 1000);
+    CHECK(said(a, "deregistered the dead instance b"));
+    world_end(w);
+}
+
+TEST(a_set_may_be_commanded_while_another_is_put_in_force)
+{
+    static const mgr__setter_state states[] = { MGR__SETTER_LOOK, MGR__SETTER_OLD, MGR__SETTER_OWNERS, MGR__SETTER_MAKE, MGR__SETTER_WRITE };
+    for (size_t i = 0; i < MGR__COUNT(states); i++) {
+        bool there = false;
+        world *w = the_world();
+        box *a = box_open(w, 0, "a", 4);
+        mgr__errand *e = &a->core.errands[MGR__LANE_WORK];
+        run(w, 3000);
+        forget(a);
+        command_set(w, a, 5);
+        a->hold = MGR__TASK_SETTER;
+        for (int step = 0; step < 500 && !there; step++) {
+            bool out = e->out && e->task == MGR__TASK_SETTER;
+            there = out && a->core.setter.state == states[i];
+            if (there || !out) { run(w, there ? 0 : STEP_MS); continue; }
+            a->hold = MGR__TASK_NONE;
+            box_serve(w, a, MGR__LANE_WORK);
+            a->hold = MGR__TASK_SETTER;
+        }
+        if (!there) { printf("state %d\n", (int)states[i]); CHECK(!"there"); }
+        command_set(w, a, 6);
+        mgr__buf_clear(&a->asked);
+        a->hold = MGR__TASK_NONE;
+        for (int step = 0; step < 100 && !asked(a, "\n"); step++) run(w, STEP_MS);
+        CHECK(in_order(&a->asked, "txn get cluster/partitions;", "\n"));     /* the answer to the former command says nothing to this one */
+        run(w, 6000);
+        CHECK(!said(a, "error"));
+        CHECK_INT(a->core.set.count, 6);
+        CHECK_INT(works_count(a), 6);
+        world_end(w);
+    }
+}
+
+TEST(a_refused_wish_is_dropped_and_the_others_keep_their_order)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4), *b = box_open(w, 1, "b", 0);
+    run(w, 3000);
+    forget(a);
+    CHECK(mgr__cluster_wish(&a->core, mgr__str_of("b"), true, false));
+    CHECK(mgr__cluster_wish(&a->core, mgr__str_of("b"), false, true));
+    CHECK(mgr__cluster_wish(&a->core, mgr__str_of("b"), false, false));
+    hold(w, a, MGR__TASK_WISH);
+    mgr__answer no = answer_of(MGR__OUTCOME_DENIED);
+    a->hold = MGR__TASK_NONE;
+    box_answer(w, a, MGR__LANE_WORK, &no);
+    CHECK_INT(a->core.wish_count, 2);
+    CHECK_INT(times(&a->log, "error: Consul refuses to write a wish"), 1);
+    for (int i = 0; i < 1000 && !value_has(w, "cluster/wishes/b", "\"drain\":true"); i++) run(w, STEP_MS);
+    CHECK(value_has(w, "cluster/wishes/b", "\"drain\":true"));
+    run(w, 2000);
+    CHECK(value_has(w, "cluster/wishes/b", "\"drain\":false"));
+    CHECK_INT(a->core.wish_count, 0);
+    CHECK(b->alive && !said(b, "evicted"));
+    world_end(w);
+}
+
+TEST(an_old_life_s_renewal_does_not_end_the_new_one)
+{
+    world *w = the_world();
+    char life[40];
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1500);
+    a->hold = MGR__TASK_RENEW;
+    lease_out(w, a, MGR__TASK_RENEW);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, 400);
+    CHECK(a->core.phase == MGR__PHASE_MEMBER && strcmp(a->core.life, life) != 0);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    forget(a);
+    a->hold = MGR__TASK_NONE;           /* 404: of the old session */
+    run(w, 1000);
+    CHECK_STR(a->core.life, life);
+    CHECK(!said(a, "session-lost") && works_count(a) == 2);
+    world_end(w);
+}
+
+/* A proxy that does not hold queries, say. */
+TEST(watches_that_come_back_at_once_with_nothing_new_back_off)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    mgr__errand *e = &a->core.errands[MGR__LANE_WATCH];
+    run(w, 2000);
+    a->blocked[MGR__LANE_WATCH] = true;
+    forget(a);
+    for (int64_t until = w->now + 20000; w->now < until;) {
+        run(w, STEP_MS);
+        if (!e->out) continue;
+        mgr__answer same = apply(w, &e->request);
+        box_answer(w, a, MGR__LANE_WATCH, &same);
+    }
+    CHECK(times(&a->asked, "watch") >= 3 && times(&a->asked, "watch") <= 12);
+    CHECK(works_count(a) == 2 && !said(a, "lost"));
+    a->blocked[MGR__LANE_WATCH] = false;
+    run(w, 12000);                      /* held again: no further back-off */
+    CHECK_INT(a->core.watch_failures, 0);
+    world_end(w);
+}
+
+/* A fence is the index of a lock plus fence_base: the one that stands with the lock. */
+TEST(locks_hang_on_the_marker_that_is_known)
+{
+    world *w = the_world();
+    mgr__buf value;
+    mgr__buf_init(&value, &w->heap, 4096);
+    box *a = box_open(w, 0, "a", 2);
+    hold(w, a, MGR__TASK_LOCK);
+    CHECK(asked(a, "txn check-index cluster/partitions;"));
+    mgr__marker marker = a->core.picture.marker;
+    marker.fence_base += 100000;
+    mgr__marker_write(&marker, &value);
+    a->blocked[MGR__LANE_WATCH] = true;
+    put(w, "cluster/partitions", mgr__buf_cstr(&value));
+    forget(a);
+    a->hold = MGR__TASK_NONE;
+    run(w, 500);
+    CHECK(works_count(a) == 0 && !look(w, "owners/0").session.len);
+    CHECK(times(&a->asked, "\n") < 60);
+    CHECK(!asked(a, "get owners/0"));   /* not the partitions are to blame */
+    a->blocked[MGR__LANE_WATCH] = false;
+    run(w, 200);
+    CHECK_INT(works_count(a), 2);
+    CHECK_INT(a->works[0].fence, look(w, "owners/0").modify_index + 100000);
+    mgr__buf_free(&value);
+    world_end(w);
+}
+
+TEST(certificates_that_nobody_needs_are_swept)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    put(w, "cluster/dead/needed", "{}");
+    put(w, "cluster/dead/old", "{}");
+    put(w, "owners/gone", "{\"state\":\"held\",\"life\":\"needed\"}");
+    run(w, 500);
+    forget(a);
+    a->core.next_sweep = w->now;
+    run(w, 2000);
+    put(w, "cluster/dead/young", "{}");
+    run(w, 500);
+    CHECK(asked(a, "list") && look(w, "cluster/dead/old").modify_index);        /* seen by one sweep only */
+    a->core.next_sweep = w->now;
+    run(w, 2000);
+    CHECK(!look(w, "cluster/dead/old").modify_index);
+    CHECK(look(w, "cluster/dead/needed").modify_index && look(w, "cluster/dead/young").modify_index);
+    CHECK_INT(works_count(a), 2);
+    world_end(w);
+}
+
+typedef struct tally { long calls; size_t bytes, most; } tally;
+
+static void *tallied(void *user, void *ptr, size_t old_bytes, size_t new_bytes)
+{
+    tally *t = (tally *)user;
+    t->calls++;
+    t->bytes += new_bytes - old_bytes;
+    if (t->bytes > t->most) t->most = t->bytes;
+    if (new_bytes) return realloc(ptr, new_bytes);
+    free(ptr);
+    return NULL;
+}
+
+static tally sweep_of(size_t certificate_count)
+{
+    enum { OWNERS = 2000 };
+    static mgr__kv kvs[OWNERS];
+    static mgr__certificate certificates[30];
+    static mgr__cluster core;
+    tally t;
+    mgr_allocator allocator;
+    memset(&t, 0, sizeof t);
+    allocator.resize = tallied;
+    allocator.user = &t;
+    mgr__heap heap = mgr__heap_make(&allocator);
+    memset(&core, 0, sizeof core);
+    core.heap = &heap;
+    for (int i = 0; i < OWNERS; i++) kvs[i] = kv_of("k", "{\"state\":\"held\",\"life\":\"0f0f0f0f-aaaa-bbbb-cccc-0123456789ab\",\"instance\":\"host-1\"}", "", 5);
+    for (size_t i = 0; i < certificate_count; i++) { certificates[i].life = mgr__str_of("1f0f0f0f-aaaa-bbbb-cccc-0123456789ab"); certificates[i].modify_index = 3; }
+    core.picture.certificates = certificates;
+    core.picture.certificate_count = certificate_count;
+    core.sweep_index = 10;
+    mgr__answer a = answer_of(MGR__OUTCOME_OK);
+    a.kvs = kvs;
+    a.kv_count = OWNERS;
+    mgr__cluster_sweep_answer(&core, &a);
+    CHECK_INT(core.swept_count, certificate_count);
+    CHECK_INT(t.bytes, 0);
+    return t;
+}
+
+TEST(a_sweep_is_one_pass_over_the_owners)
+{
+    tally one = sweep_of(1), many = sweep_of(30);
+    CHECK_INT(many.calls, one.calls);
+    CHECK(many.most < 65536);
+}
+
 /* ---- the core: losing ---- */
 
 TEST(a_partition_changed_by_hand_is_killed_alone)
@@ -1601,7 +1943,7 @@ TEST(two_instances_of_one_id_and_the_second_gives_way)
     run(w, 1000);
     forget(a);
     box *twin = box_open(w, 1, "a", 2);
-    run(w, MGR__IDENTITY_WAIT_MS + 2000);
+    run(w, GRACE_MS + MARGIN_MS + MGR__IDENTITY_WAIT_MS + 2000);
     CHECK(!twin->alive);
     CHECK_INT(twin->result, MGR_IDENTITY);
     CHECK(said(twin, "identity: instance id a is held by a live instance"));
@@ -1613,6 +1955,55 @@ TEST(two_instances_of_one_id_and_the_second_gives_way)
     run(w, 2000);
     CHECK(!a->alive && twin->alive);
     CHECK_INT(works_count(twin), 2);
+    world_end(w);
+}
+
+/* ---- the core: whose is the id? ---- */
+
+static bool answer_alive(void *user, uint64_t pid) { return pid == 7 && *(bool *)user; }
+
+static mgr__cluster_config config_at(const char *boot, bool *lives)
+{
+    mgr__cluster_config config = config_of("a", 2);
+    config.boot = mgr__str_of(boot);
+    config.pid = 7;
+    config.alive = answer_alive;
+    config.user = lives;
+    return config;
+}
+
+TEST(a_second_of_one_id_gives_way_at_once_where_the_first_can_be_seen_alive)
+{
+    static const char *const boots[] = { "this boot", "another boot" };     /* which nobody here can ask */
+    bool lives = true;
+    for (size_t i = 0; i < MGR__COUNT(boots); i++) {
+        world *w = the_world();
+        mgr__cluster_config first = config_at("this boot", &lives), second = config_at(boots[i], &lives);
+        box *a = box_open_as(w, 0, "a", &first);
+        run(w, 1000);
+        box *twin = box_open_as(w, 1, "a", &second);
+        run(w, 200);
+        CHECK(!twin->alive && twin->result == MGR_IDENTITY && !said(twin, "waiting"));
+        CHECK_INT(works_count(a), 2);
+        world_end(w);
+    }
+}
+
+TEST(a_former_life_of_this_boot_is_waited_for)
+{
+    bool lives = true;
+    world *w = the_world();
+    mgr__cluster_config config = config_at("this boot", &lives);
+    box *a = box_open_as(w, 0, "a", &config);
+    run(w, 1000);
+    box_dies(a);                        /* nobody ends its session but Consul itself, by the check */
+    lives = false;
+    a = box_open_as(w, 0, "a", &config);
+    run(w, GRACE_MS + MARGIN_MS + MGR__IDENTITY_WAIT_MS + 500);
+    CHECK(a->alive && a->core.phase == MGR__PHASE_LOOK);
+    CHECK_INT(times(&a->log, "waiting: instance id a is still held"), 1);
+    run(w, DELAY_MS + 3 * TTL_MS);
+    CHECK(a->alive && works_count(a) == 2);
     world_end(w);
 }
 
@@ -1645,6 +2036,68 @@ TEST(leaving_gives_all_back_and_cleans_up)
     snprintf(certificate, sizeof certificate, "cluster/dead/%s", life);
     CHECK(!look(w, certificate).modify_index);      /* nothing was in doubt */
     world_end(w);
+}
+
+TEST(a_second_leave_kills_also_after_an_eviction)
+{
+    char wish[100];
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    a->keeps_work = true;
+    snprintf(wish, sizeof wish, "{\"drain\":false,\"evict\":\"%s\"}", a->core.life);
+    put(w, "cluster/wishes/a", wish);
+    run(w, 500);
+    CHECK_INT(times(&a->log, "stop "), 2);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    CHECK(!said(a, "kill"));
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    CHECK_INT(times(&a->log, "kill "), 2);
+    box_gone(w, a, "0");
+    box_gone(w, a, "1");
+    run(w, 1000);
+    CHECK(!a->alive && a->result == MGR_EVICTED);
+    world_end(w);
+}
+
+/* What was lost inside the program may go on for all we know: no certificate, also
+ * not when leaving with an unlock that is not confirmed. */
+TEST(a_life_that_is_not_proven_ended_is_not_certified)
+{
+    for (int leaves = 0; leaves < 2; leaves++) {
+        char certificate[80];
+        world *w = the_world();
+        box *a = box_open(w, 0, "a", 2);
+        run(w, 1000);
+        snprintf(certificate, sizeof certificate, "cluster/dead/%s", a->core.life);
+        a->core.unproven = true;
+        forget(a);
+        if (leaves) {
+            a->hold = MGR__TASK_UNLOCK;
+            mgr__cluster_leave(&a->core);
+            box_pump(w, a);
+            for (int i = 0; i < 100 && a->alive; i++) {
+                mgr__answer lost = answer_of(MGR__OUTCOME_UNKNOWN);
+                mgr__errand *e = &a->core.errands[MGR__LANE_WORK];
+                if (e->out && e->task == MGR__TASK_UNLOCK) box_answer(w, a, MGR__LANE_WORK, &lost);
+                run(w, 100);
+            }
+            CHECK(!a->alive);
+        } else {
+            mgr__cluster_over(&a->core, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", w->now);
+            box_pump(w, a);
+            run(w, 1000);
+            CHECK(a->alive && a->core.phase == MGR__PHASE_MEMBER);
+            CHECK_INT(works_count(a), 0);           /* not even we may take it at once */
+            run(w, DELAY_MS + 2 * LEASE_MS);
+            CHECK_INT(works_count(a), 2);
+        }
+        CHECK(!asked(a, certificate));
+        CHECK(!look(w, certificate).modify_index);
+        world_end(w);
+    }
 }
 
 TEST(a_set_changed_on_command_is_followed)
@@ -1842,6 +2295,18 @@ int main(int argc, char **argv)
     RUN(an_unlock_whose_answer_was_lost_is_not_forgotten);
     RUN(a_late_lock_on_what_is_no_longer_ours_is_given_back);
     RUN(a_lock_is_taken_at_the_index_that_was_read);
+    RUN(a_partition_may_go_while_a_confirmation_names_it);
+    RUN(a_partition_may_go_while_a_read_names_it);
+    RUN(a_keeper_that_dies_while_joining_is_replaced_first);
+    RUN(a_rewrite_that_hangs_does_not_end_the_lease);
+    RUN(time_goes_on_while_a_request_is_out);
+    RUN(a_set_may_be_commanded_while_another_is_put_in_force);
+    RUN(a_refused_wish_is_dropped_and_the_others_keep_their_order);
+    RUN(an_old_life_s_renewal_does_not_end_the_new_one);
+    RUN(watches_that_come_back_at_once_with_nothing_new_back_off);
+    RUN(locks_hang_on_the_marker_that_is_known);
+    RUN(certificates_that_nobody_needs_are_swept);
+    RUN(a_sweep_is_one_pass_over_the_owners);
     RUN(a_partition_changed_by_hand_is_killed_alone);
     RUN(own_key_removed_ends_the_life);
     RUN(a_session_taken_away_kills_at_once);
@@ -1857,7 +2322,11 @@ int main(int argc, char **argv)
     RUN(drain_hands_everything_over_and_stays);
     RUN(a_refusal_moves_the_partition_and_doubles);
     RUN(two_instances_of_one_id_and_the_second_gives_way);
+    RUN(a_second_of_one_id_gives_way_at_once_where_the_first_can_be_seen_alive);
+    RUN(a_former_life_of_this_boot_is_waited_for);
     RUN(leaving_gives_all_back_and_cleans_up);
+    RUN(a_second_leave_kills_also_after_an_eviction);
+    RUN(a_life_that_is_not_proven_ended_is_not_certified);
     RUN(a_set_changed_on_command_is_followed);
     RUN(without_partitions_an_instance_waits_for_a_set);
     RUN(fences_grow_although_the_index_went_down);

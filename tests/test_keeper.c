@@ -4,6 +4,8 @@
 #define MANAGER_IMPLEMENTATION
 #include "manager.h"
 #include "test.h"
+#include <sched.h>
+#include <sys/mount.h>
 
 enum { PATIENCE_MS = 8000 };    /* a safety bound, far above what anything here takes */
 
@@ -20,6 +22,31 @@ enum { SEEN_BY_HOST = 0 };
 
 static char self_path[PATH_MAX];
 static char scratch_dir[64];
+
+/* ---- cgroups ---- */
+
+static char own_group[MGR__PROCESS_CGROUP_BYTES];   /* where we are; empty: not ours to write */
+
+static void find_own_group(void)
+{
+    char probe[MGR__PROCESS_CGROUP_BYTES + 32];
+    if (mgr__process_cgroup_find(own_group, sizeof own_group) < 0) { own_group[0] = 0; return; }
+    snprintf(probe, sizeof probe, "%s/test-%d", own_group, (int)getpid());
+    if (mgr__process_cgroup_make(probe) < 0) own_group[0] = 0;
+    else mgr__process_cgroup_remove(probe);
+}
+
+#define NEED_CGROUP() do { if (!own_group[0]) SKIP("no cgroup v2 that we may write to"); } while (0)
+
+/* As root could: into the group that the manager is in. */
+static void move_out(void)
+{
+    char group[MGR__PROCESS_CGROUP_BYTES];
+    if (mgr__process_cgroup_find(group, sizeof group) < 0) _exit(4);
+    char *ours = strstr(group, "/manager-");
+    if (ours) *ours = 0;
+    if (mgr__process_cgroup_join(group) < 0) _exit(5);
+}
 
 /* ---- the worker's part ---- */
 
@@ -39,8 +66,8 @@ static void daemon_of_its_own(char *path, bool forget_name)
     if (fork() != 0) _exit(0);
     signal(SIGTERM, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
-    hold_lock(path);
-    if (forget_name) {
+    if (!forget_name) hold_lock(path);
+    else {
         static char dashes[] = "--worker", mode[] = "lock";
         char *argv[] = { self_path, dashes, mode, path, NULL }, *env[] = { NULL };
         execve(self_path, argv, env);
@@ -88,12 +115,15 @@ static int worker(int argc, char **argv)
         return getpgrp() == getpid() ? 0 : 24;
     }
     if (!strcmp(mode, "nested")) return getenv("MANAGER_CHILD") && strstr(getenv("MANAGER_CHILD"), ";123-4-5;") ? 0 : 9;
-    if (!strcmp(mode, "uid")) return getuid() == 65534 && getgid() == 65534 ? 0 : 9;
     if (!strcmp(mode, "lock")) { hold_lock(arg); touch(argv[4] ? argv[4] : arg); for (;;) pause(); }
     if (!strcmp(mode, "stubborn")) { signal(SIGTERM, SIG_IGN); hold_lock(arg); for (;;) pause(); }
     if (!strcmp(mode, "freeze")) { hold_lock(arg); raise(SIGSTOP); for (;;) pause(); }
     if (!strcmp(mode, "daemon")) { daemon_of_its_own(arg, false); for (;;) pause(); }
     if (!strcmp(mode, "daemon-exit")) { daemon_of_its_own(arg, false); while (!locked(arg)) usleep(1000); return 0; }
+    if (!strcmp(mode, "nameless-stay")) { daemon_of_its_own(arg, true); for (;;) pause(); }
+    if (!strcmp(mode, "escape")) { move_out(); daemon_of_its_own(arg, false); for (;;) pause(); }
+    if (!strcmp(mode, "escape-alone")) { move_out(); hold_lock(arg); for (;;) pause(); }
+    if (!strcmp(mode, "escape-nameless-exit")) { move_out(); daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
     if (!strcmp(mode, "nameless")) { daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
     return 99;
 }
@@ -103,6 +133,7 @@ static int worker(int argc, char **argv)
 static mgr__heap   heap;
 static mgr__keeper keeper;
 static mgr__worker_report last[MGR_WORKER_COUNT_MAX];
+static mgr_isolate isolate_by = MGR_ISOLATE_NONE;
 
 static mgr__keeper_config config_of(uint32_t lease_ms, uint32_t grace_ms)
 {
@@ -111,6 +142,7 @@ static mgr__keeper_config config_of(uint32_t lease_ms, uint32_t grace_ms)
     c.lease_ms = lease_ms;
     c.kill_margin_ms = 600;
     c.stop_grace_ms = grace_ms;
+    c.isolate = isolate_by;
     return c;
 }
 
@@ -354,7 +386,14 @@ TEST(worker_starts_clean)
         memset(&s, 0, sizeof s);
         s.set_ids = true;
         s.uid = s.gid = 65534;
-        uint32_t uid = start_with(&s, "uid", "");
+        /* Not this program: its folder may be closed to others. */
+        const char *argv[] = { "sh", "-c", "test \"$(id -u):$(id -g):$(id -G)\" = 65534:65534:65534", NULL };
+        static const char *const path[] = { "PATH=/usr/bin:/bin", NULL };
+        uint32_t uid = 0;
+        s.argv = argv;
+        s.env = path;
+        CHECK_INT(mgr__keeper_spawn(&keeper, &s, &uid), MGR_OK);
+        memset(&last[uid], 0, sizeof last[uid]);
         CHECK(wait_state(uid, MGR__WORKER_EMPTY));
         CHECK_INT(last[uid].status, 0);
     }
@@ -478,7 +517,7 @@ TEST(lease_word_is_monotone_and_closes_for_good)
 
 /* ---- a server for last words ---- */
 
-enum { WORDS_MAX = 8 };
+enum { WORDS_MAX = 16 };
 typedef struct server { int fd; struct sockaddr_storage address; socklen_t len; char seen[WORDS_MAX][64]; bool free_then[WORDS_MAX]; int count; } server;
 
 static server listen_here(void)
@@ -532,7 +571,8 @@ static void prepare_words(const server *s)
     ((struct sockaddr_in *)&addresses[0])->sin_port = htons(1);      /* nobody listens on the first */
     lens[0] = lens[1] = s->len;
     CHECK_INT(mgr__keeper_last_words(&keeper, addresses, lens, 2, mgr__str_of("PUT /certificate HTTP/1.1\r\n\r\n"),
-              mgr__str_of("PUT /destroy HTTP/1.1\r\n\r\n"), mgr__str_of("PUT /deregister HTTP/1.1\r\n\r\n")), MGR_OK);
+              mgr__str_of("PUT /destroy HTTP/1.1\r\n\r\n"), mgr__str_of("PUT /deregister HTTP/1.1\r\n\r\n"),
+              mgr__str_of("PUT /renew HTTP/1.1\r\n\r\n"), 200), MGR_OK);
 }
 
 static void check_words(const server *s)
@@ -546,7 +586,7 @@ static void check_words(const server *s)
 
 /* ---- managers that die, in a process of their own ---- */
 
-typedef struct trio { pid_t manager; int32_t guard, keeper; } trio;
+typedef struct trio { pid_t manager; int32_t guard, keeper, worker; char group[MGR__PAGE_GROUP_BYTES]; } trio;
 
 /* Fork a manager with one worker in `mode` on the lock `path`; returns once the lock is held. */
 static trio manager_process(const mgr__keeper_config *c, int64_t lease_ms, const server *s, const char *mode, const char *path, bool in_process)
@@ -566,6 +606,8 @@ static trio manager_process(const mgr__keeper_config *c, int64_t lease_ms, const
         if (*mode && !wait_locked(path, true)) _exit(1);
         t.guard = keeper.page->guard;
         t.keeper = keeper.page->keeper;
+        t.worker = (int32_t)(MGR__LOAD(&keeper.page->slots[0].now) >> 32);
+        memcpy(t.group, keeper.page->group, sizeof t.group);
         if (write(ends[1], &t, sizeof t) < 0) _exit(1);
         for (;;) pause();
     }
@@ -776,6 +818,27 @@ TEST(guard_killed_keeper_ends_and_certifies)
     close(s.fd);
 }
 
+/* At once: neither has time to see the other die. */
+static void kill_both(void)
+{
+    kill(keeper.page->guard, SIGSTOP);
+    kill(keeper.page->keeper, SIGSTOP);
+    kill(keeper.page->guard, SIGKILL);
+    kill(keeper.page->keeper, SIGKILL);
+}
+
+/* What came to us as the last subreaper. */
+static void kill_orphans(const char *path)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (locked(path) && mgr__process_now_ms() < until) {
+        mgr__process all[64];
+        int count = mgr__process_list(getpid(), all, 64);
+        for (int i = 0; i < count; i++) kill(all[i].pid, SIGKILL);
+        usleep(2000);
+    }
+}
+
 TEST(guard_and_keeper_killed_workers_die)
 {
     mgr__keeper_config c = config_of(8000, 300);
@@ -785,10 +848,7 @@ TEST(guard_and_keeper_killed_workers_die)
     CHECK(wait_locked(scratch("g"), true));
     CHECK(wait_state(slot, MGR__WORKER_RUNNING));
     pid_t left = keeper.page->keeper;
-    kill(keeper.page->guard, SIGSTOP);
-    kill(left, SIGSTOP);
-    kill(keeper.page->guard, SIGKILL);
-    kill(left, SIGKILL);
+    kill_both();
     CHECK(wait_locked(scratch("g"), false));
     CHECK(wait_status(MGR__KEEPER_DEAD));
     mgr__keeper_close(&keeper);
@@ -941,22 +1001,466 @@ TEST(life_lock_is_free_when_all_are_gone)
     start("daemon", scratch("x"));
     CHECK(wait_locked(scratch("x"), true));
     CHECK(locked(scratch("p")));
-    kill(keeper.page->keeper, SIGSTOP);
-    kill(keeper.page->guard, SIGSTOP);
-    kill(keeper.page->keeper, SIGKILL);
-    kill(keeper.page->guard, SIGKILL);
+    kill_both();
     CHECK(wait_gone(keeper.page->guard));
     CHECK(locked(scratch("p")));            /* the daemon has it still */
     CHECK(locked(scratch("x")));
-    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
-    while (locked(scratch("p")) && mgr__process_now_ms() < until) {
-        mgr__process all[64];
-        int count = mgr__process_list(getpid(), all, 64);
-        for (int i = 0; i < count; i++) kill(all[i].pid, SIGKILL);
-        usleep(2000);
-    }
+    kill_orphans(scratch("p"));
     CHECK(!locked(scratch("p")));
     mgr__keeper_close(&keeper);
+}
+
+/* ---- isolation ---- */
+
+static bool wait_removed(const char *group)
+{
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (mgr__process_cgroup_there(group) && mgr__process_now_ms() < until) usleep(2000);
+    return !mgr__process_cgroup_there(group);
+}
+
+static bool open_in_cgroup(uint32_t lease_ms, uint32_t grace_ms)
+{
+    mgr__keeper_config c = config_of(lease_ms, grace_ms);
+    c.isolate = MGR_ISOLATE_CGROUP;
+    if (!open_keeper(&c)) return false;
+    lease_for(lease_ms);
+    return true;
+}
+
+TEST(mounts_of_cgroups_are_read)
+{
+    char to[64];
+    CHECK(mgr__process_cgroup_in_mount("40 30 0:37 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw", "/", to, sizeof to));
+    CHECK_STR(to, "/sys/fs/cgroup/unified");
+    CHECK(mgr__process_cgroup_in_mount("40 30 0:37 / /sys/fs/c\\040g rw - cgroup2 cgroup2 rw", "/a/b", to, sizeof to));
+    CHECK_STR(to, "/sys/fs/c g/a/b");
+    CHECK(mgr__process_cgroup_in_mount("40 30 0:37 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/docker/x", to, sizeof to));
+    CHECK_STR(to, "/sys/fs/cgroup");
+    CHECK(mgr__process_cgroup_in_mount("40 30 0:37 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/docker/x/y", to, sizeof to));
+    CHECK_STR(to, "/sys/fs/cgroup/y");
+    CHECK(!mgr__process_cgroup_in_mount("40 30 0:37 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/docker/xy", to, sizeof to));
+    CHECK(!mgr__process_cgroup_in_mount("40 30 0:37 / /sys/fs/cgroup rw - cgroup cgroup rw,cpu", "/", to, sizeof to));
+    CHECK_INT(mgr__process_cgroup_populated("/no/hierarchy/in/sight"), -ENOENT);    /* not: empty */
+    CHECK(!mgr__process_cgroup_in_mount("40 30 0:37 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/a-name-that-does-not-fit-into-what-the-caller-has-for-it", to, sizeof to));
+}
+
+TEST(names_in_the_environment_are_found)
+{
+    static mgr__page page;
+    uint64_t slot = 0, generation = 0;
+    page.nonce = 77;
+    CHECK(mgr__page_child_name(&page, "5-1-2;77-3-4;", &slot, &generation));
+    CHECK_INT(slot, 3);
+    CHECK_INT(generation, 4);
+    CHECK(mgr__page_child_name(&page, "77-5-6;5-1-2;", &slot, &generation));
+    CHECK_INT(slot, 5);
+    CHECK(!mgr__page_child_name(&page, "", &slot, &generation));
+    CHECK(!mgr__page_child_name(&page, "77", &slot, &generation));
+    CHECK(!mgr__page_child_name(&page, "77-3-4", &slot, &generation));
+    CHECK(!mgr__page_child_name(&page, "77-3;4-;", &slot, &generation));
+    CHECK(!mgr__page_child_name(&page, "77-99999999-4;", &slot, &generation));
+    CHECK(!mgr__page_child_name(&page, ";;x;177-3-4;", &slot, &generation));
+}
+
+TEST(worker_has_a_cgroup_of_its_own)
+{
+    char group[MGR__PAGE_GROUP_BYTES], text[4096];
+    NEED_CGROUP();
+    if (!open_in_cgroup(5000, 1000)) { CHECK(false); return; }
+    memcpy(group, keeper.page->group, sizeof group);
+    CHECK_INT(mgr__keeper_isolation(&keeper), MGR_ISOLATE_CGROUP);
+    uint32_t slot = start("lock", scratch("a"));
+    CHECK(wait_locked(scratch("a"), true) && wait_state(slot, MGR__WORKER_RUNNING));
+    const char *place = mgr__process_cgroup_of(last[slot].pid, text, sizeof text);
+    CHECK(place && strstr(place, strrchr(group, '/')) && strstr(place, "/0-1"));
+    CHECK_INT(mgr__process_cgroup_populated(group), 1);
+    mgr__keeper_stop(&keeper, slot, 1000);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK_INT(mgr__process_cgroup_populated(group), 0);
+    snprintf(text, sizeof text, "%s/0-1", group);
+    CHECK(!mgr__process_cgroup_there(text));
+    CHECK(mgr__process_cgroup_there(group));
+    start("stubborn", scratch("a"));
+    CHECK(wait_locked(scratch("a"), true));
+    end_keeper();
+    CHECK(wait_removed(group));
+}
+
+/* One that forgot its name belongs to its own worker, not to all who ended since. */
+TEST(cgroup_tells_whose_orphan_it_is)
+{
+    NEED_CGROUP();
+    if (!open_in_cgroup(5000, 1000)) { CHECK(false); return; }
+    uint32_t other = start("lock", scratch("a"));
+    CHECK(wait_locked(scratch("a"), true));
+    usleep(20000);      /* start times are in ticks of 10 ms */
+    uint32_t slot = start("nameless-stay", scratch("n"));
+    CHECK(wait_locked(scratch("n"), true) && wait_state(slot, MGR__WORKER_RUNNING));
+    mgr__keeper_stop(&keeper, other, 1000);
+    CHECK(wait_state(other, MGR__WORKER_EMPTY));
+    CHECK(locked(scratch("n")));
+    mgr__keeper_stop(&keeper, slot, 1000);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK(!locked(scratch("n")));
+    end_keeper();
+}
+
+TEST(worker_that_left_its_cgroup_is_swept)
+{
+    NEED_CGROUP();
+    if (!open_in_cgroup(8000, 1000)) { CHECK(false); return; }
+    uint32_t slot = start("escape-nameless-exit", scratch("n"));
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK_INT(last[slot].status, 0);
+    CHECK(!locked(scratch("n")));
+    start("escape", scratch("e"));
+    CHECK(wait_locked(scratch("e"), true));
+    kill(keeper.page->keeper, SIGKILL);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("e")));
+    mgr__keeper_close(&keeper);
+}
+
+TEST(guard_and_keeper_killed_cgroup_is_ended_and_proven)
+{
+    char group[MGR__PAGE_GROUP_BYTES];
+    NEED_CGROUP();
+    for (int i = 0; i < 2; i++) {       /* the tree in the group; then one that left it, known by its name */
+        if (!open_in_cgroup(60000, 1000)) { CHECK(false); return; }
+        memcpy(group, keeper.page->group, sizeof group);
+        start(i ? "escape" : "nameless-stay", scratch("k"));
+        CHECK(wait_locked(scratch("k"), true));
+        kill_both();
+        int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+        while (mgr__keeper_look(&keeper) != MGR__KEEPER_SWEPT && mgr__process_now_ms() < until) turn(10);
+        CHECK_INT(mgr__keeper_look(&keeper), MGR__KEEPER_SWEPT);
+        CHECK(!locked(scratch("k")));
+        CHECK(!mgr__process_cgroup_there(group));
+        CHECK(!mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() + 8000));
+        mgr__keeper_close(&keeper);
+        kill_orphans(scratch("k"));
+    }
+}
+
+/* Without a cgroup: the state says so, late enough, and never calls alive what is dead or dead what is alive. */
+TEST(guard_and_keeper_killed_without_cgroup_is_unproven)
+{
+    mgr__keeper_config c = config_of(1000, 300);
+    for (int i = 0; i < 2; i++) {
+        if (!open_keeper(&c)) { CHECK(false); return; }
+        int64_t lease = mgr__process_now_ms() + 1000;
+        mgr__keeper_lease_extend(&keeper, lease);
+        uint32_t slot = start(i ? "nameless-stay" : "daemon", scratch("k"));
+        CHECK(wait_locked(scratch("k"), true));
+        CHECK_INT(mgr__keeper_isolation(&keeper), MGR_ISOLATE_NONE);
+        kill_both();
+        mgr__keeper_status status = mgr__keeper_look(&keeper);
+        int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+        while (status != MGR__KEEPER_UNPROVEN && status != MGR__KEEPER_SWEPT && mgr__process_now_ms() < until) {
+            turn(20);
+            status = mgr__keeper_look(&keeper);
+        }
+        CHECK_INT(status, MGR__KEEPER_UNPROVEN);
+        CHECK_INT(mgr__keeper_lease(&keeper), 0);
+        CHECK(mgr__process_now_ms() >= lease + c.kill_margin_ms);
+        CHECK_INT(locked(scratch("k")), i);     /* one with a name was found all the same */
+        mgr__keeper_close(&keeper);
+        reap(last[slot].pid);
+        kill_orphans(scratch("k"));
+    }
+}
+
+/* The kernel refuses more groups: with auto the worker runs outside, and then an
+ * empty group is no proof; by name it does not run. */
+TEST(no_room_for_a_cgroup)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES + 64];
+    mgr__keeper_config c = config_of(8000, 300);
+    NEED_CGROUP();
+    for (int i = 0; i < 2; i++) {
+        c.isolate = i ? MGR_ISOLATE_AUTO : MGR_ISOLATE_CGROUP;
+        if (!open_keeper(&c)) { CHECK(false); return; }
+        lease_for(1500);
+        CHECK_INT(mgr__keeper_isolation(&keeper), MGR_ISOLATE_CGROUP);
+        CHECK(mgr__process_file_put(mgr__process_cgroup_file(path, keeper.page->group, "/cgroup.max.descendants"), "0", 1) == 1);
+        uint32_t slot = start("nameless-stay", scratch("k"));
+        CHECK(wait_state(slot, i ? MGR__WORKER_RUNNING : MGR__WORKER_FAILED));
+        if (i == 0) { CHECK_INT(last[slot].error, EAGAIN); end_keeper(); continue; }
+        CHECK(wait_locked(scratch("k"), true));
+        CHECK_INT(mgr__keeper_isolation(&keeper), MGR_ISOLATE_NONE);
+        kill_both();
+        CHECK(wait_status(MGR__KEEPER_UNPROVEN));
+        CHECK(locked(scratch("k")));
+        mgr__keeper_close(&keeper);
+        kill_orphans(scratch("k"));
+    }
+}
+
+/* In a process of its own: what mgr__keeper_open says where no cgroup can be had. */
+enum { AS_NOBODY, NO_MOUNT, THREADED, DELEGATED };
+
+static int open_where(int how, const char *place)
+{
+    mgr__keeper_config c = config_of(3000, 300);
+    char path[MGR__PROCESS_CGROUP_BYTES + 32], parent[MGR__PROCESS_CGROUP_BYTES];
+    mgr__buf text;
+    if (how == NO_MOUNT) {
+        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return 77;
+        while (mgr__process_cgroup_find(parent, sizeof parent) == 0) if (umount2(parent, MNT_DETACH) < 0) return 77;
+    }
+    if (how == THREADED || how == DELEGATED) {
+        if (mgr__process_cgroup_make(place) < 0) return 77;
+        if (how == THREADED && mgr__process_file_put(mgr__process_cgroup_file(path, place, "/cgroup.type"), "threaded", 8) < 0) return 77;
+        if (how == DELEGATED && (chown(place, 65534, 65534) < 0 || chown(mgr__process_cgroup_file(path, place, "/cgroup.procs"), 65534, 65534) < 0)) return 77;
+        if (mgr__process_cgroup_join(place) < 0) return 77;
+    }
+    if ((how == AS_NOBODY || how == DELEGATED) && setuid(65534) < 0) return 77;
+    heap = mgr__heap_make(NULL);
+    mgr__buf_init(&text, &heap, 4096);
+    c.isolate = MGR_ISOLATE_CGROUP;
+    mgr_result result = mgr__keeper_open(&keeper, &heap, &c, &text);
+    const char *wanted = how == AS_NOBODY ? "Delegate=yes" : how == NO_MOUNT ? "no cgroup v2" : "auto or none";
+    if (how != DELEGATED && (result != MGR_SYSTEM || !strstr(mgr__buf_cstr(&text), wanted))) { printf("%d %s\n", result, mgr__buf_cstr(&text)); return 1; }
+    if (how == DELEGATED && result != MGR_OK) { printf("%d %s\n", result, mgr__buf_cstr(&text)); return 2; }
+    if (how != DELEGATED) {
+        c.isolate = MGR_ISOLATE_DEFAULT;
+        if (!open_keeper(&c)) return 3;
+    }
+    if (mgr__keeper_isolation(&keeper) != (how == DELEGATED ? MGR_ISOLATE_CGROUP : MGR_ISOLATE_NONE)) return 4;
+    lease_for(3000);
+    uint32_t slot = start("nameless", scratch("k"));
+    if (!wait_state(slot, MGR__WORKER_EMPTY) || last[slot].status != 0 || locked(scratch("k"))) return 5;
+    end_keeper();
+    return test__bad ? 6 : 0;
+}
+
+TEST(where_no_cgroup_can_be_had)
+{
+    char place[MGR__PROCESS_CGROUP_BYTES + 32];
+    NEED_CGROUP();
+    if (getuid() != 0) SKIP("needs root");
+    snprintf(place, sizeof place, "%s/test-%d", own_group, (int)getpid());
+    chmod(scratch("k"), 0666);
+    unlink(scratch("k"));
+    for (int how = AS_NOBODY; how <= DELEGATED; how++) {
+        int status = 0;
+        pid_t child = fork();
+        if (child == 0) _exit(open_where(how, place));
+        waitpid(child, &status, 0);
+        if (WEXITSTATUS(status) == 77) printf("note: no way to try %d\n", how);
+        else if (status) { printf("in place %d: ", how); CHECK_INT(WEXITSTATUS(status), 0); }
+        reap(0);
+        unlink(scratch("k"));
+        CHECK_INT(mgr__process_cgroup_populated(place), 0);
+        rmdir(place);           /* nothing was left in it */
+        CHECK(!mgr__process_cgroup_there(place));
+        mgr__process_cgroup_remove(place);
+    }
+}
+
+/* Manager, guard and keeper killed at once: the next in the same place ends what
+ * they left; but not what a live one has, be it empty. */
+TEST(left_over_cgroups_are_ended_and_removed)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    NEED_CGROUP();
+    c.isolate = MGR_ISOLATE_AUTO;
+    trio idle = manager_process(&c, 8000, NULL, "", "", false);
+    trio t = manager_process(&c, 8000, NULL, "nameless-stay", scratch("m"), false);
+    kill(t.guard, SIGSTOP);
+    kill(t.keeper, SIGSTOP);
+    kill(t.manager, SIGKILL);
+    reap(t.manager);
+    kill(t.guard, SIGKILL);
+    kill(t.keeper, SIGKILL);
+    CHECK(wait_gone(t.keeper) && wait_gone(t.guard));
+    CHECK(mgr__process_cgroup_there(t.group));
+    CHECK(locked(scratch("m")));
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    CHECK(!locked(scratch("m")));
+    CHECK(!mgr__process_cgroup_there(t.group));
+    CHECK(mgr__process_cgroup_there(idle.group));
+    end_keeper();
+    end_manager(idle);
+    CHECK(wait_removed(idle.group));
+    kill_orphans(scratch("m"));
+    reap(t.guard);
+    reap(t.keeper);
+}
+
+/* As on kernels before 5.14, below a nested group as well. */
+TEST(cgroup_is_killed_one_by_one)
+{
+    char group[MGR__PROCESS_CGROUP_BYTES], inner[MGR__PROCESS_CGROUP_BYTES + 8];
+    NEED_CGROUP();
+    snprintf(group, sizeof group, "%.400s/test-%d", own_group, (int)getpid());
+    snprintf(inner, sizeof inner, "%s/inner", group);
+    CHECK_INT(mgr__process_cgroup_make(group), 0);
+    CHECK_INT(mgr__process_cgroup_make(inner), 0);
+    for (int i = 0; i < 2; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            if (mgr__process_cgroup_join(i ? inner : group) < 0) _exit(1);
+            touch(scratch(i ? "a" : "b"));
+            hold_lock(scratch(i ? "a" : "b"));
+            for (;;) pause();
+        }
+        CHECK(wait_locked(scratch(i ? "a" : "b"), true));
+    }
+    CHECK_INT(mgr__process_cgroup_populated(group), 1);
+    mgr__process_cgroup_remove(group);
+    CHECK(mgr__process_cgroup_there(inner));
+    mgr__process_cgroup_kill_each(group);
+    CHECK(wait_locked(scratch("a"), false) && wait_locked(scratch("b"), false));
+    reap(0);
+    CHECK_INT(mgr__process_cgroup_populated(group), 0);
+    mgr__process_cgroup_remove(group);
+    CHECK(!mgr__process_cgroup_there(group));
+}
+
+/* A process in the old freezer takes no signal, not even SIGKILL, until it is
+ * thawed: as good as one in an uninterruptible wait. */
+static bool freeze(const char *freezer, pid_t pid)
+{
+    char path[128], number[32];
+    snprintf(number, sizeof number, "%d", (int)pid);
+    snprintf(path, sizeof path, "%s/cgroup.procs", freezer);
+    if (mkdir(freezer, 0755) < 0 || mgr__process_file_put(path, number, strlen(number)) < 0) return false;
+    snprintf(path, sizeof path, "%s/freezer.state", freezer);
+    return mgr__process_file_put(path, "FROZEN", 6) > 0;
+}
+
+static void thaw(const char *freezer)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/freezer.state", freezer);
+    mgr__process_file_put(path, "THAWED", 6);
+}
+
+/* A process in the group of worker `slot` that is nobody's child here, and frozen if it can be. */
+static pid_t guest_in(uint32_t slot, const char *freezer, bool *frozen)
+{
+    char inside[MGR__PROCESS_CGROUP_BYTES + 64], number[32];
+    pid_t guest = fork();
+    if (guest == 0) for (;;) pause();
+    snprintf(inside, sizeof inside, "%s/%u-%u/cgroup.procs", keeper.page->group, (unsigned)slot, (unsigned)keeper.generation);
+    snprintf(number, sizeof number, "%d", (int)guest);
+    CHECK(mgr__process_file_put(inside, number, strlen(number)) > 0);
+    *frozen = freeze(freezer, guest);
+    return guest;
+}
+
+/* Nothing is called dead while the kernel says that the cgroup is not empty: not
+ * by the keeper, and not by a manager left alone, however long it takes. */
+TEST(populated_cgroup_is_not_called_dead)
+{
+    char freezer[64];
+    bool frozen;
+    NEED_CGROUP();
+    snprintf(freezer, sizeof freezer, "/sys/fs/cgroup/freezer/test-%d", (int)getpid());
+    if (!open_in_cgroup(60000, 300)) { CHECK(false); return; }
+    for (int i = 0; i < 2; i++) {
+        uint32_t slot = start("lock", scratch("a"));
+        CHECK(wait_locked(scratch("a"), true) && wait_state(slot, MGR__WORKER_RUNNING));
+        pid_t guest = guest_in(slot, freezer, &frozen);
+        if (i == 0) mgr__keeper_stop(&keeper, slot, 0);
+        else kill_both();
+        if (i == 1) { keeper.page->kill_margin_ms = 0; keeper.page->lease = mgr__process_now_ms(); }
+        if (i == 0) CHECK(wait_state(slot, MGR__WORKER_EXITED));
+        for (int n = 0; n < 20 && frozen; n++) {
+            turn(10);
+            if (i == 0) CHECK_INT(last[slot].state, MGR__WORKER_EXITED);
+            else CHECK(mgr__keeper_look(&keeper) < MGR__KEEPER_UNPROVEN);
+        }
+        thaw(freezer);
+        CHECK(i == 0 ? wait_state(slot, MGR__WORKER_EMPTY) : wait_status(MGR__KEEPER_SWEPT));
+        CHECK(wait_gone(guest));
+        reap(guest);
+        reap(last[slot].pid);
+        rmdir(freezer);
+    }
+    mgr__keeper_close(&keeper);
+    if (!frozen) SKIP("no v1 freezer to make a process unkillable");
+}
+
+/* Nor while one that left the group is known to live. */
+TEST(escaped_worker_is_not_called_dead)
+{
+    char freezer[64];
+    NEED_CGROUP();
+    snprintf(freezer, sizeof freezer, "/sys/fs/cgroup/freezer/test-%d", (int)getpid());
+    if (!open_in_cgroup(60000, 300)) { CHECK(false); return; }
+    uint32_t slot = start("escape-alone", scratch("a"));
+    CHECK(wait_locked(scratch("a"), true) && wait_state(slot, MGR__WORKER_RUNNING));
+    bool frozen = freeze(freezer, last[slot].pid);
+    kill_both();
+    for (int n = 0; n < 20 && frozen; n++) { turn(10); CHECK(mgr__keeper_look(&keeper) < MGR__KEEPER_UNPROVEN); }
+    thaw(freezer);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("a")));
+    mgr__keeper_close(&keeper);
+    reap(last[slot].pid);
+    rmdir(freezer);
+    if (!frozen) SKIP("no v1 freezer to make a process unkillable");
+}
+
+/* The guard stays away, the keeper renews the session until the work is dead, and only then certifies. */
+static void stuck_worker(bool manager_frozen)
+{
+    char freezer[64];
+    mgr__keeper_config c = config_of(1500, 100);
+    server s = listen_here();
+    snprintf(freezer, sizeof freezer, "/sys/fs/cgroup/freezer/test-%d", (int)getpid());
+    trio t = manager_process(&c, 1500, &s, "stubborn", scratch("m"), false);
+    if (!freeze(freezer, t.worker)) {
+        end_manager(t);
+        close(s.fd);
+        rmdir(freezer);
+        SKIP("no v1 freezer to make a process unkillable");
+    }
+    kill(t.manager, manager_frozen ? SIGSTOP : SIGKILL);
+    serve(&s, 4, scratch("m"), OK_ANSWER);
+    for (int i = 0; i < 4; i++) {
+        CHECK_STR(s.seen[i], "PUT /renew");
+        CHECK(!s.free_then[i]);
+    }
+    CHECK(state_of(t.keeper) && state_of(t.keeper) != 'Z');
+    CHECK(locked(scratch("m")));
+    thaw(freezer);
+    int at = 4;
+    for (;;) {
+        serve(&s, at + 1, scratch("m"), OK_ANSWER);
+        if (at + 4 > WORDS_MAX || strcmp(s.seen[at], "PUT /renew") != 0) break;
+        at++;
+    }
+    serve(&s, at + 3, scratch("m"), OK_ANSWER);
+    CHECK_STR(s.seen[at], "PUT /certificate");
+    CHECK(s.free_then[at]);
+    CHECK_STR(s.seen[at + 1], "PUT /destroy");
+    CHECK_STR(s.seen[at + 2], "PUT /deregister");
+    end_manager(t);
+    close(s.fd);
+    rmdir(freezer);
+}
+
+TEST(stuck_worker_keeps_the_session_of_a_dead_manager) { stuck_worker(false); }
+TEST(stuck_worker_keeps_the_session_of_a_frozen_manager) { stuck_worker(true); }
+
+TEST(the_same_in_a_cgroup)
+{
+    NEED_CGROUP();
+    isolate_by = MGR_ISOLATE_CGROUP;
+    exit_status_is_reported();
+    failed_exec_is_named();
+    worker_starts_clean();
+    stop_is_polite_then_certain();
+    daemons_are_swept_before_empty();
+    manager_killed_daemons_too();
+    keeper_killed_guard_sweeps();
+    both_frozen_are_replaced();
+    keeper_as_a_command_of_its_own();
+    isolate_by = MGR_ISOLATE_NONE;
 }
 
 TEST(nothing_is_left)
@@ -965,6 +1469,7 @@ TEST(nothing_is_left)
     pid_t got = 0;
     while (got != -1 && mgr__process_now_ms() < until) { got = waitpid(-1, NULL, WNOHANG | __WALL); if (got == 0) usleep(2000); }
     CHECK_INT(got, -1);
+    if (own_group[0]) mgr__process_cgroup_remove_stale(own_group);
 }
 
 static void remove_scratch(void)
@@ -985,6 +1490,7 @@ int main(int argc, char **argv)
     if (!mkdtemp(scratch_dir)) return 1;
     chmod(scratch_dir, 0777);
     mgr__process_subreaper();
+    find_own_group();
     RUN(exit_status_is_reported);
     RUN(failed_exec_is_named);
     RUN(start_that_takes_too_long_fails);
@@ -1016,6 +1522,22 @@ int main(int argc, char **argv)
     RUN(keeper_as_a_command_of_its_own);
     RUN(keeper_gives_the_hosts_memory_back);
     RUN(life_lock_is_free_when_all_are_gone);
+    RUN(mounts_of_cgroups_are_read);
+    RUN(names_in_the_environment_are_found);
+    RUN(worker_has_a_cgroup_of_its_own);
+    RUN(cgroup_tells_whose_orphan_it_is);
+    RUN(worker_that_left_its_cgroup_is_swept);
+    RUN(guard_and_keeper_killed_cgroup_is_ended_and_proven);
+    RUN(guard_and_keeper_killed_without_cgroup_is_unproven);
+    RUN(no_room_for_a_cgroup);
+    RUN(where_no_cgroup_can_be_had);
+    RUN(left_over_cgroups_are_ended_and_removed);
+    RUN(cgroup_is_killed_one_by_one);
+    RUN(populated_cgroup_is_not_called_dead);
+    RUN(escaped_worker_is_not_called_dead);
+    RUN(stuck_worker_keeps_the_session_of_a_dead_manager);
+    RUN(stuck_worker_keeps_the_session_of_a_frozen_manager);
+    RUN(the_same_in_a_cgroup);
     RUN(nothing_is_left);
     remove_scratch();
     return test__end();

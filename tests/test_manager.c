@@ -440,7 +440,7 @@ static void life_of_in_process_work(void)
     CHECK_INT(mgr_grant_fence(h->grant), mgr_fence(h->m, "1") > mgr_fence(h->m, "0") ? mgr_fence(h->m, "1") : mgr_fence(h->m, "0"));
     CHECK(mgr_lease_left_ms(h->m) > 0 && mgr_lease_left_ms(h->m) <= LEASE_MS);
     CHECK(mgr_grant_left_ms(h->grant) > 0);
-    turns(address == dev_address ? LEASE_MS + 100 : 100);      /* the lease is confirmed all along */
+    turns(address == dev_address ? LEASE_MS : 50);     /* the lease is confirmed all along */
     CHECK_STR(mgr__buf_cstr(&h->log), "acquire 0\nacquire 1\n");
     const mgr_grant *grant = h->grant;
     mgr_leave(h->m);
@@ -500,10 +500,24 @@ TEST(what_one_is_unfit_for_another_gets)
     a->acquire = MGR_UNFIT;
     host_start(a);
     host *b = host_open(1, "b");
-    WAIT(times(&b->log, "acquire") == 2);
-    CHECK(saw(a, "refused"));
+    WAIT(times(&b->log, "acquire") == 2 && saw(a, "refused"));
     leave(b);
     leave(a);
+}
+
+static void tell_dev(const char *method, const char *path, const char *body)
+{
+    char text[600];
+    struct sockaddr_in to;
+    snprintf(text, sizeof text, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %lu\r\nConnection: close\r\n\r\n%s", method, path, (unsigned long)strlen(body), body);
+    memset(&to, 0, sizeof to);
+    to.sin_family = AF_INET;
+    to.sin_port = htons((uint16_t)atoi(strchr(dev_address, ':') + 1));
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    CHECK(read(fd, text, sizeof text) > 0);
+    close(fd);
 }
 
 TEST(a_session_destroyed_is_lost_and_entered_anew)
@@ -514,18 +528,9 @@ TEST(a_session_destroyed_is_lost_and_entered_anew)
     WAIT(works("0") && works("1"));
     uint64_t fence = mgr_fence(h->m, "0");
     const mgr_grant *grant = h->grant;
-    char path[200], life[40];
-    mgr__copy_text(life, sizeof life, mgr__str_of(h->m->cluster.life));
-    snprintf(path, sizeof path, "PUT /v1/session/destroy/%s HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", life);
-    struct sockaddr_in to;
-    memset(&to, 0, sizeof to);
-    to.sin_family = AF_INET;
-    to.sin_port = htons((uint16_t)atoi(strchr(dev_address, ':') + 1));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == 0 && write(fd, path, strlen(path)) == (ssize_t)strlen(path));
-    CHECK(read(fd, path, sizeof path) > 0);
-    close(fd);
+    char path[200];
+    snprintf(path, sizeof path, "/v1/session/destroy/%s", h->m->cluster.life);
+    tell_dev("PUT", path, "");
     WAIT(times(&h->log, "lost") == 2);
     CHECK_INT(h->lost_why, MGR_LOST);
     CHECK_INT(mgr_grant_left_ms(grant), 0);
@@ -533,6 +538,208 @@ TEST(a_session_destroyed_is_lost_and_entered_anew)
     WAIT(works("0") && works("1"));
     CHECK(saw(h, "certified") && saw(h, "session-lost"));
     CHECK(mgr_fence(h->m, "0") > fence);
+    leave(h);
+}
+
+/* ---- callbacks that call back ---- */
+
+static void just_hold(host *h, const char *partition) { CHECK_INT(mgr_hold(h->m, partition), MGR_OK); }
+
+static mgr_answer release_inside(mgr *m, const char *partition, uint32_t within_ms, void *user)
+{
+    on_release(m, partition, within_ms, user);
+    CHECK_INT(mgr_released(m, partition), MGR_OK);
+    return MGR_PENDING;
+}
+
+static void released_inside_lost(mgr *m, const char *partition, mgr_result why, void *user)
+{
+    on_lost(m, partition, why, user);
+    CHECK_INT(mgr_released(m, partition), MGR_OK);
+}
+
+TEST(mgr_released_may_be_called_inside_on_release)
+{
+    host *h = host_make(0, "a");
+    h->desc.on_release = release_inside;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 2);
+    leave(h);
+}
+
+/* A word of the program, not the end of on_lost alone: that is proof, and certified. */
+TEST(mgr_released_may_be_called_inside_on_lost)
+{
+    host *h = host_make(0, "a");
+    h->begin = just_hold;
+    h->desc.on_lost = released_inside_lost;
+    h->desc.on_release = release_inside;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 2);
+    mgr__page_close(h->m->keeper.page);
+    WAIT(times(&h->log, "lost") == 2 && times(&h->log, "acquire") == 4);
+    CHECK(saw(h, "certified"));
+    leave(h);
+}
+
+typedef struct again { mgr_event_kind kind; int left; mgr_result result; } again;
+static again once_more;
+
+static void event_and_again(mgr *m, const mgr_event *e, void *user)
+{
+    const char *argv[] = { "true", NULL };
+    char name[40];
+    on_event(m, e, user);
+    if (e->kind != once_more.kind || strcmp(e->name, "job") != 0 || once_more.left <= 0) return;
+    once_more.left--;
+    mgr_process p = process_of(argv);
+    snprintf(name, sizeof name, "%s", e->name);
+    once_more.result = mgr_exec(m, e->partition, e->name, &p);
+    CHECK_STR(e->name, name);       /* the event's texts live until it returns */
+}
+
+static void ended_and_again(mgr_event_kind kind, bool daemon)
+{
+    static char large[MGR_SPAWN_BYTES_MAX + 100];
+    const char *argv[3] = { "true", NULL, NULL };
+    host *h = host_make(0, "a");
+    h->desc.on_event = event_and_again;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 1);
+    memset(large, 'x', sizeof large - 1);
+    if (kind == MGR_EVENT_START_FAILED) argv[1] = large;
+    mgr_process p = process_of(argv);
+    p.backoff_min_ms = 1;
+    once_more.kind = kind;
+    once_more.left = kind == MGR_EVENT_START_FAILED ? 1 : 3;
+    once_more.result = MGR_STATE;
+    mgr_result result = daemon ? mgr_daemonize(h->m, "0", "job", &p) : mgr_exec(h->m, "0", "job", &p);
+    CHECK_INT(result, kind == MGR_EVENT_START_FAILED ? MGR_LIMIT : MGR_OK);
+    if (kind == MGR_EVENT_START_FAILED) usleep(5000);      /* longer than the back-off of what is forgotten */
+    int runs = kind == MGR_EVENT_START_FAILED ? 1 : 4;
+    WAIT(times(&h->events, "exited 0 job") == runs);
+    turns(30);
+    CHECK_INT(once_more.result, MGR_OK);
+    CHECK_INT(times(&h->events, "started 0 job"), runs);
+    CHECK_INT(times(&h->events, "exited 0 job"), runs);
+    CHECK_INT(times(&h->events, "ended 0 job"), kind == MGR_EVENT_EXITED ? 1 : runs);      /* the name is another's by then */
+    CHECK(!saw(h, "restart"));
+    CHECK_INT(h->m->proc_count, 1);
+    leave(h);
+}
+
+TEST(a_process_may_be_run_again_inside_the_event_of_its_end)
+{
+    ended_and_again(MGR_EVENT_ENDED, false);
+    ended_and_again(MGR_EVENT_EXITED, false);
+}
+
+TEST(a_process_may_be_run_again_inside_the_event_that_it_cannot_start)
+{
+    ended_and_again(MGR_EVENT_START_FAILED, false);
+    ended_and_again(MGR_EVENT_START_FAILED, true);
+}
+
+static void post_again(mgr *m, void *arg)
+{
+    int *n = (int *)arg;
+    if (++*n < 100000) CHECK_INT(mgr_post(m, post_again, arg), MGR_OK);
+}
+
+TEST(a_post_that_posts_itself_runs_once_a_turn)
+{
+    int n = 0;
+    host *h = host_open(0, "a");
+    WAIT(times(&h->log, "acquire") == 2);
+    CHECK_INT(mgr_post(h->m, post_again, &n), MGR_OK);
+    CHECK_INT(mgr_step(h->m, 0), MGR_OK);
+    CHECK(n >= 1 && n <= 2);        /* a step is two turns at most */
+    turns(20);
+    CHECK(n > 2 && n < 100000);
+    n = 100000;
+    leave(h);
+}
+
+/* ---- leases ---- */
+
+/* The locks were won, then the program stands still: what has not begun must not. */
+static void stand_still(host *h, const char *partition)
+{
+    (void)partition;
+    h->begin = NULL;
+    int64_t until = now_ms() + LEASE_MS + 200;
+    while (now_ms() < until) usleep(10000);
+}
+
+TEST(work_does_not_begin_when_its_lease_has_ended)
+{
+    host *h = host_make(0, "a");
+    h->begin = stand_still;
+    host_start(h);
+    WAIT(called(h, "lost"));
+    CHECK_STR(mgr__buf_cstr(&h->log), "acquire 0\nlost 0\n");
+    CHECK(mgr_grant_left_ms(h->grant) == 0 && mgr_fence(h->m, "1") == 0);
+    leave(h);
+}
+
+TEST(no_lease_is_left_once_a_life_is_lost)
+{
+    host *h = host_make(0, "a");
+    h->begin = just_hold;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 2);
+    turns(20);
+    int64_t word = mgr__keeper_lease(&h->m->keeper);
+    CHECK(mgr_lease_left_ms(h->m) > 0 && mgr_grant_left_ms(h->grant) > 0);
+    mgr__cluster_over(&h->m->cluster, MGR_EVENT_SESSION_LOST, "as if the session were gone", now_ms());
+    CHECK_INT(mgr_step(h->m, 0), MGR_OK);
+    CHECK(times(&h->log, "lost") == 2 && word > now_ms());     /* the keeper's word is still open, and says nothing any more */
+    CHECK_INT(mgr_lease_left_ms(h->m), 0);
+    CHECK_INT(mgr_grant_left_ms(h->grant), 0);
+    mgr_released(h->m, "0");
+    mgr_released(h->m, "1");
+    leave(h);
+}
+
+TEST(a_grant_stays_open_during_a_planned_release)
+{
+    host *h = host_make(0, "a");
+    h->release = MGR_PENDING;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 1);
+    mgr_drain(h->m, true);
+    WAIT(called(h, "release 0"));
+    turns(50);
+    CHECK(mgr_grant_left_ms(h->grant) > 0);     /* it may still write what it has to */
+    CHECK(mgr_fence(h->m, "0") == mgr_grant_fence(h->grant));
+    CHECK_INT(mgr_released(h->m, "0"), MGR_OK);
+    CHECK_INT(mgr_grant_left_ms(h->grant), 0);
+    leave(h);
+}
+
+/* on_lost has returned, but that is no proof: it may go on for all we know. */
+TEST(in_process_work_lost_earlier_leaves_its_life_uncertified)
+{
+    char path[200], life[40];
+    host *h = host_make(0, "a");
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 1);
+    mgr__copy_text(life, sizeof life, mgr__str_of(h->m->cluster.life));
+    h->begin = begin_worker;
+    snprintf(path, sizeof path, "/v1/kv/manager/%s/owners/0", h->service);
+    tell_dev("PUT", path, "{\"state\":\"held\"}");
+    WAIT(works("0"));                           /* lost alone, and taken anew: processes only, now */
+    CHECK(called(h, "lost 0") && times(&h->log, "acquire") == 2);
+    CHECK_STR(h->m->cluster.life, life);
+    CHECK(h->m->keeper.page->in_process);       /* nor does the keeper certify it */
+    snprintf(path, sizeof path, "/v1/session/destroy/%s", life);
+    tell_dev("PUT", path, "");
+    WAIT(times(&h->events, ": entered service") == 2);
+    CHECK(!saw(h, "certified") && times(&h->log, "lost 0") == 2);
+    CHECK(!h->m->keeper.page->in_process && !works("0"));
     leave(h);
 }
 
@@ -654,7 +861,7 @@ TEST(a_post_wakes_a_step_that_waits)
     turns(50);
     CHECK_INT(pthread_create(&thread, NULL, post_late, h->m), 0);
     int64_t start = now_ms();
-    for (int i = 0; i < 3; i++) CHECK_INT(mgr_step(h->m, 40), MGR_OK);
+    for (int i = 0; i < 3; i++) CHECK_INT(mgr_step(h->m, 15), MGR_OK);
     CHECK(now_ms() - start < PATIENCE_MS);
     pthread_join(thread, NULL);
     leave(h);
@@ -700,7 +907,7 @@ TEST(a_forked_child_can_do_no_harm)
     if (pid == 0) _exit(calls_in_a_forked_child(h));
     waitpid(pid, &status, 0);
     CHECK_INT(WIFEXITED(status) ? WEXITSTATUS(status) : -1, 0);
-    turns(LEASE_MS);
+    turns(LEASE_MS - GRACE_MS + 100);       /* without a confirmation it would be lost by now */
     CHECK(works("0") && works("1") && !h->over);
     CHECK(!called(h, "release") && !called(h, "lost"));
     leave(h);
@@ -745,7 +952,7 @@ TEST(a_foreign_loop_may_poll_for_itself)
         poll(fds, (nfds_t)needed, timeout);
         result = mgr_dispatch(h->m, fds, needed);
         if (times(&h->log, "acquire") == 2 && !entered) { entered = now_ms(); waits = 0; }
-        if (entered && now_ms() - entered > LEASE_MS / 2 && !left) { CHECK(waits < 200); left = true; mgr_leave(h->m); }    /* it does not spin */
+        if (entered && now_ms() - entered > LEASE_MS / 3 && !left) { CHECK(waits < 200); left = true; mgr_leave(h->m); }    /* it does not spin */
     }
     CHECK_INT(result, MGR_LEFT);
     CHECK(!called(h, "lost"));
@@ -972,6 +1179,38 @@ TEST(a_script_check_calls_its_handlers_once_a_change)
     leave(h);
 }
 
+TEST(a_check_may_be_given_again_while_its_script_runs)
+{
+    const char *argv[] = { "/bin/sh", "-c", NULL, NULL };
+    char command[300];
+    host *h = host_open(0, "a");
+    mgr_check c = check_of("disk");
+    WAIT(times(&h->log, "acquire") == 2);
+    unlink(scratch("env"));
+    write_file("status", "");
+    snprintf(command, sizeof command, "echo run >>%s; while [ -e %s ]; do sleep 0.02; done; exit 1", scratch("env"), scratch("status"));
+    argv[2] = command;
+    c.argv = argv;
+    c.interval_ms = 20;
+    CHECK_INT(mgr_check_script(h->m, "0", &c), MGR_OK);
+    WAIT(read_file("env")[0]);
+    for (int i = 0; i < 3; i++) {
+        c.on_warning = i == 2 ? check_passes : check_fails;
+        CHECK_INT(mgr_check_script(h->m, "0", &c), MGR_OK);
+        turns(60);
+    }
+    CHECK_STR(read_file("env"), "run\n");               /* the one that runs goes on, and no other beside it */
+    CHECK_INT(h->m->check_count, 1);
+    CHECK_INT(mgr_check_script(h->m, "1", &c), MGR_CONFLICT);
+    CHECK(strstr(mgr_error_text(h->m), "disk exists already, of 0"));
+    CHECK_INT(mgr_check_script(h->m, NULL, &c), MGR_CONFLICT);
+    unlink(scratch("status"));
+    WAIT(times(&check_log, "disk pass") == 1);          /* its result reaches the newest handler */
+    WAIT(times(&h->events, "check 0 disk: check disk is warning") == 1);
+    CHECK_STR(mgr__buf_cstr(&check_log), "disk pass\n");
+    leave(h);
+}
+
 TEST(a_script_over_its_time_fails)
 {
     const char *argv[] = { "/bin/sleep", "60", NULL };
@@ -1034,7 +1273,7 @@ TEST(a_ttl_check_without_a_report_is_critical)
 {
     host *h = host_open(0, "a");
     mgr_check c = check_of("beat");
-    c.ttl_ms = 150;
+    c.ttl_ms = 60;
     CHECK_INT(mgr_check_ttl(h->m, NULL, &c), MGR_OK);
     WAIT(times(&h->log, "acquire") == 2);
     WAIT(times(&check_log, "beat fail") == 1);
@@ -1230,7 +1469,7 @@ TEST(any_allocation_may_fail)
 {
     int64_t start = now_ms();
     bool done = false;
-    for (long n = 1; n < 5000 && !done && now_ms() - start < 800; n += 1 + n / 12) {
+    for (long n = 1; n < 5000 && !done && now_ms() - start < 500; n += 1 + n / 12) {
         meter t;
         memset(&t, 0, sizeof t);
         t.fail_at = n;
@@ -1301,6 +1540,15 @@ int main(int argc, char **argv)
     RUN(mgr_hold_is_released_by_word_only);
     RUN(what_one_is_unfit_for_another_gets);
     RUN(a_session_destroyed_is_lost_and_entered_anew);
+    RUN(mgr_released_may_be_called_inside_on_release);
+    RUN(mgr_released_may_be_called_inside_on_lost);
+    RUN(a_process_may_be_run_again_inside_the_event_of_its_end);
+    RUN(a_process_may_be_run_again_inside_the_event_that_it_cannot_start);
+    RUN(a_post_that_posts_itself_runs_once_a_turn);
+    RUN(work_does_not_begin_when_its_lease_has_ended);
+    RUN(no_lease_is_left_once_a_life_is_lost);
+    RUN(a_grant_stays_open_during_a_planned_release);
+    RUN(in_process_work_lost_earlier_leaves_its_life_uncertified);
     RUN(a_grant_is_watched_from_another_thread);
     RUN(posts_of_threads_arrive_in_order);
     RUN(posts_come_from_signal_handlers_and_have_a_limit);
@@ -1317,6 +1565,7 @@ int main(int argc, char **argv)
     RUN(handle_signals_leaves_and_restores_the_mask);
     RUN(closing_without_leaving_stops_the_work);
     RUN(a_script_check_calls_its_handlers_once_a_change);
+    RUN(a_check_may_be_given_again_while_its_script_runs);
     RUN(a_script_over_its_time_fails);
     RUN(a_critical_check_may_refuse_the_partition);
     RUN(a_critical_check_may_restart_the_daemons);
