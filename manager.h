@@ -437,8 +437,8 @@ typedef enum mgr_isolate {
     MGR_ISOLATE_DEFAULT = 0,    /* auto */
     MGR_ISOLATE_NONE,           /* process groups and the subreaper's sweep */
     MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
-    MGR_ISOLATE_PIDNS,          /* besides, a PID namespace whose first process is the keeper */
-    MGR_ISOLATE_AUTO            /* the strongest that this host allows */
+    MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper: not made yet, refused by name */
+    MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; status shows which */
 } mgr_isolate;
 
 /* One instance. Zero it, set what differs, pass it to mgr_open, which copies it
@@ -9337,6 +9337,7 @@ enum {
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
     MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
     MGR__KEEPER_STUCK_MS     = 2000,        /* the guard leaves a keeper with an unkillable worker alone while it beats so often */
+    MGR__KEEPER_STRAY_MAX    = 256,         /* left-over processes that the host waits for at a time */
     MGR__KEEPER_SCAN_MS      = 250,         /* pause between two looks of the host for what guard and keeper left */
     MGR__KEEPER_MUTE_MS      = 90000,       /* the guard ends a keeper that stands still so long over its last words */
     MGR__KEEPER_LIST_MAX     = 1 << 17,     /* processes of the whole host that a sweep looks at */
@@ -10547,7 +10548,8 @@ typedef struct mgr__keeper {
     int64_t    silent_at;       /* a heart was first seen not beating; 0: it beats */
     int64_t    alone_at, unproven_at;   /* guard and keeper were first seen gone; when to give up proof. 0: not so */
     int64_t    scan_at;
-    bool       strays;          /* the last scan found some */
+    struct { pid_t pid; uint64_t start; } strays[MGR__KEEPER_STRAY_MAX];   /* killed, not yet seen dead */
+    size_t     stray_count;
     uint8_t    used[MGR_WORKER_COUNT_MAX];
     uint64_t   changed[MGR__SLOT_WORDS];
 } mgr__keeper;
@@ -11031,27 +11033,47 @@ static bool mgr__keeper_alone(const mgr__keeper *k)
     return guard && (k->keeper_fd >= 0 ? mgr__keeper_ended(k->keeper_fd) : k->ended);
 }
 
-/* SIGKILL for whatever bears our name in its environment, wherever it went. What
- * is found was ours; that nothing is found proves nothing: an environment can be
- * forgotten, or not be ours to read. True: there was some. */
-static bool mgr__keeper_kill_strays(const mgr__keeper *k)
+/* Drop what is dead by now. One that is ending has lost its environment long
+ * before its files are closed, so it must be remembered by its number. */
+static void mgr__keeper_bury_strays(mgr__keeper *k)
+{
+    mgr__process now;
+    size_t left = 0;
+    for (size_t i = 0; i < k->stray_count; i++) {
+        bool lives = mgr__process_stat(k->strays[i].pid, &now) && now.start == k->strays[i].start && now.state != 'Z' && now.state != 'X';
+        if (lives) k->strays[left++] = k->strays[i];
+    }
+    k->stray_count = left;
+}
+
+/* SIGKILL, once, while there is room to remember it. */
+static void mgr__keeper_kill_stray(mgr__keeper *k, const mgr__process *p)
+{
+    for (size_t i = 0; i < k->stray_count; i++) if (k->strays[i].pid == p->pid && k->strays[i].start == p->start) return;
+    if (k->stray_count == MGR__KEEPER_STRAY_MAX) return;
+    k->strays[k->stray_count].pid = p->pid;
+    k->strays[k->stray_count++].start = p->start;
+    mgr__process_kill_listed(p);
+}
+
+/* Whatever bears our name in its environment, wherever it went. What is found was
+ * ours; that nothing is found proves nothing: an environment can be forgotten, or
+ * not be ours to read. */
+static void mgr__keeper_kill_strays(mgr__keeper *k)
 {
     size_t list_bytes = sizeof(mgr__process) * MGR__KEEPER_LIST_MAX, scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
     mgr__process *list = (mgr__process *)mgr__process_pages(list_bytes);
     char *scratch = (char *)mgr__process_pages(scratch_bytes), found[MGR__CHILD_NAME_BYTES];
     uint64_t slot, generation;
-    bool some = false;
+    mgr__keeper_bury_strays(k);
     int count = list && scratch ? mgr__process_list(0, list, MGR__KEEPER_LIST_MAX) : 0;
     for (int i = 0; i < count; i++) {
         if (list[i].start < k->page->host_start || list[i].state == 'Z' || list[i].pid == k->host) continue;
         if (!mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)) continue;
-        if (!mgr__page_child_name(k->page, found, &slot, &generation)) continue;
-        mgr__process_kill_listed(&list[i]);
-        some = true;
+        if (mgr__page_child_name(k->page, found, &slot, &generation)) mgr__keeper_kill_stray(k, &list[i]);
     }
     mgr__process_unmap(list, list_bytes);
     mgr__process_unmap(scratch, scratch_bytes);
-    return some;
 }
 
 /* Until when somebody may have believed in the lease, which only we can close now. */
@@ -11084,13 +11106,13 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
         }
     }
     if (now >= k->scan_at) {
-        k->strays = mgr__keeper_kill_strays(k);
-        k->scan_at = now + (k->strays ? MGR__KEEPER_SWEEP_MS : MGR__KEEPER_SCAN_MS);
+        mgr__keeper_kill_strays(k);
+        k->scan_at = now + (k->stray_count ? MGR__KEEPER_SWEEP_MS : MGR__KEEPER_SCAN_MS);
     }
     if (populated == 1) return MGR__KEEPER_DEAD;
     if (page->group[0]) mgr__process_cgroup_remove(page->group);
     if (populated == 0 && mgr__keeper_isolation(k) == MGR_ISOLATE_CGROUP) {
-        if (k->strays) return MGR__KEEPER_DEAD;
+        if (k->stray_count) return MGR__KEEPER_DEAD;
         MGR__STORE(&page->work_dead, 1u);
         MGR__STORE(&page->swept, 1u);
         return MGR__KEEPER_SWEPT;
@@ -11180,6 +11202,7 @@ enum {
     MGR__SIDE_TIMEOUT_MS = 2000,        /* requests that stand in the way of the core's */
     MGR__SIDE_RETRY_MS = 2000,
     MGR__KEEPER_RETRY_MS = 1000,
+    MGR__ALONE_LOOK_MS = 100,           /* guard and keeper are gone: we end their work ourselves */
     MGR__CHECK_POLL_MS = 1000,
     MGR__VIEW_WAIT_MS_MAX = 600000,     /* Consul's own limit */
     MGR__DELAY_STEP_MS = 1000,
@@ -12006,7 +12029,7 @@ static void mgr__turn_keepers(mgr *m, int64_t now)
         if (status == MGR__KEEPER_CLOSED || (status != MGR__KEEPER_ALIVE && ran_out)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time: the keeper ended the work", now);
         if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT) mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
         if (status == MGR__KEEPER_UNPROVEN) {       /* guard and keeper died at once: the work is past its deadline, but nobody saw it dead */
-            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "keeper and guard died at once", now);
+            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "keeper and guard died at once, and nobody can prove that the work is dead: no certificate", now);
             m->cluster.unproven = true;
             m->cluster.certify = false;
         }
@@ -12371,6 +12394,7 @@ static int64_t mgr__next_time(mgr *m, int64_t now)
     }
     if (m->side_not_before > now) at = mgr__min64(at, m->side_not_before);
     if (m->keeper_retry_at) at = mgr__min64(at, m->keeper_retry_at);
+    if (m->have_keeper && m->keeper.alone_at) at = mgr__min64(at, now + MGR__ALONE_LOOK_MS);
     return at;
 }
 

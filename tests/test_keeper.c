@@ -25,15 +25,25 @@ static char scratch_dir[64];
 
 /* ---- cgroups ---- */
 
-static char own_group[MGR__PROCESS_CGROUP_BYTES];   /* where we are; empty: not ours to write */
+static char outer_group[MGR__PROCESS_CGROUP_BYTES]; /* where we came from */
+static char own_group[MGR__PROCESS_CGROUP_BYTES];   /* where we are; empty: no cgroup is ours to write */
 
-static void find_own_group(void)
+/* Into a group of our own: keepers of other programs tidy up where they are, and would
+ * end what a test leaves behind on purpose. */
+static void enter_own_group(void)
 {
-    char probe[MGR__PROCESS_CGROUP_BYTES + 32];
-    if (mgr__process_cgroup_find(own_group, sizeof own_group) < 0) { own_group[0] = 0; return; }
-    snprintf(probe, sizeof probe, "%s/test-%d", own_group, (int)getpid());
-    if (mgr__process_cgroup_make(probe) < 0) own_group[0] = 0;
-    else mgr__process_cgroup_remove(probe);
+    if (mgr__process_cgroup_find(outer_group, sizeof outer_group) < 0) return;
+    snprintf(own_group, sizeof own_group, "%.400s/test-keeper-%d", outer_group, (int)getpid());
+    if (mgr__process_cgroup_make(own_group) == 0 && mgr__process_cgroup_join(own_group) >= 0) return;
+    mgr__process_cgroup_remove(own_group);
+    own_group[0] = 0;
+}
+
+static void leave_own_group(void)
+{
+    if (!own_group[0]) return;
+    mgr__process_cgroup_join(outer_group);
+    mgr__process_cgroup_remove(own_group);
 }
 
 #define NEED_CGROUP() do { if (!own_group[0]) SKIP("no cgroup v2 that we may write to"); } while (0)
@@ -1207,7 +1217,13 @@ static int open_where(int how, const char *place)
     mgr__buf text;
     if (how == NO_MOUNT) {
         if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return 77;
-        while (mgr__process_cgroup_find(parent, sizeof parent) == 0) if (umount2(parent, MNT_DETACH) < 0) return 77;
+        while (mgr__process_cgroup_find(parent, sizeof parent) == 0) {     /* the mount's root is it, or above it */
+            while (umount2(parent, MNT_DETACH) < 0) {
+                char *end = strrchr(parent, '/');
+                if (!end || end == parent) return 77;
+                *end = 0;
+            }
+        }
     }
     if (how == THREADED || how == DELEGATED) {
         if (mgr__process_cgroup_make(place) < 0) return 77;
@@ -1490,7 +1506,7 @@ int main(int argc, char **argv)
     if (!mkdtemp(scratch_dir)) return 1;
     chmod(scratch_dir, 0777);
     mgr__process_subreaper();
-    find_own_group();
+    enter_own_group();
     RUN(exit_status_is_reported);
     RUN(failed_exec_is_named);
     RUN(start_that_takes_too_long_fails);
@@ -1539,6 +1555,7 @@ int main(int argc, char **argv)
     RUN(stuck_worker_keeps_the_session_of_a_frozen_manager);
     RUN(the_same_in_a_cgroup);
     RUN(nothing_is_left);
+    leave_own_group();
     remove_scratch();
     return test__end();
 }
