@@ -9531,12 +9531,12 @@ typedef struct mgr__child {
 } mgr__child;
 
 enum mgr__keeping_phase {
-    MGR__PHASE_RUN,
-    MGR__PHASE_STOP,            /* word closed: ending the work */
-    MGR__PHASE_WORDS,           /* the work is dead: say so */
-    MGR__PHASE_HOST,            /* in-process work: the certificate waits for the host's death */
-    MGR__PHASE_AGENTS,          /* ending what is no work */
-    MGR__PHASE_OVER
+    MGR__KEEPING_RUN,
+    MGR__KEEPING_STOP,            /* word closed: ending the work */
+    MGR__KEEPING_WORDS,           /* the work is dead: say so */
+    MGR__KEEPING_HOST,            /* in-process work: the certificate waits for the host's death */
+    MGR__KEEPING_AGENTS,          /* ending what is no work */
+    MGR__KEEPING_OVER
 };
 
 enum { MGR__CHILD_NAME_BYTES = 1024 };
@@ -9800,7 +9800,7 @@ static int mgr__keeping_fork(mgr__keeping *k, mgr__child *c, const mgr__frame_sp
 static bool mgr__keeping_may_start(const mgr__keeping *k, bool agent, int64_t now)
 {
     int64_t word = mgr__page_lease(k->page);
-    if (k->phase != MGR__PHASE_RUN || k->manager_gone || word == MGR__LEASE_CLOSED) return false;
+    if (k->phase != MGR__KEEPING_RUN || k->manager_gone || word == MGR__LEASE_CLOSED) return false;
     return agent || (mgr__page_open(word) && word > now);
 }
 
@@ -9931,7 +9931,7 @@ static bool mgr__keeping_working(const mgr__keeping *k)
  * partition must not wait for ever. */
 static bool mgr__keeping_nameless(mgr__keeping *k, const mgr__process *p)
 {
-    bool doomed = k->phase != MGR__PHASE_RUN && !mgr__keeping_working(k);
+    bool doomed = k->phase != MGR__KEEPING_RUN && !mgr__keeping_working(k);
     for (uint32_t i = 0; i < k->high; i++) {
         mgr__child *c = &k->children[i];
         if (c->state == MGR__WORKER_EXITED && c->start <= p->start) c->held = doomed = true;
@@ -9989,7 +9989,7 @@ static void mgr__keeping_sweep(mgr__keeping *k)
         mgr__keeping_ungroup(k, c);
         mgr__child_become(k, c, c->error ? MGR__WORKER_FAILED : MGR__WORKER_EMPTY);
     }
-    if (k->phase != MGR__PHASE_RUN && k->orphans) k->sweep = true;
+    if (k->phase != MGR__KEEPING_RUN && k->orphans) k->sweep = true;
     if (count >= 0) k->swept_at = mgr__process_now_ms();
 }
 
@@ -10048,11 +10048,11 @@ static int64_t mgr__keeping_stop_due(const mgr__keeping *k, int64_t word)
 static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
 {
     int64_t due = now + mgr__page_beat_ms(k->page);
-    if (k->phase == MGR__PHASE_WORDS) return now;
-    if (k->phase == MGR__PHASE_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k, mgr__page_lease(k->page)));
+    if (k->phase == MGR__KEEPING_WORDS) return now;
+    if (k->phase == MGR__KEEPING_RUN) due = mgr__min64(due, mgr__keeping_stop_due(k, mgr__page_lease(k->page)));
     if (k->sweep) due = mgr__min64(due, k->sweep_at);
-    if (k->phase == MGR__PHASE_STOP && k->stop_at > now) due = mgr__min64(due, k->stop_at);
-    if (k->phase == MGR__PHASE_STOP) due = mgr__min64(due, now + MGR__KEEPER_SWEEP_MS_MAX);     /* well below MGR__KEEPER_STUCK_MS */
+    if (k->phase == MGR__KEEPING_STOP && k->stop_at > now) due = mgr__min64(due, k->stop_at);
+    if (k->phase == MGR__KEEPING_STOP) due = mgr__min64(due, now + MGR__KEEPER_SWEEP_MS_MAX);     /* well below MGR__KEEPER_STUCK_MS */
     for (uint32_t i = 0; i < k->high; i++) {
         const mgr__child *c = &k->children[i];
         if (!mgr__child_live(c)) continue;
@@ -10144,7 +10144,7 @@ static void mgr__keeping_speak(mgr__keeping *k)
     if (certify) mgr__words_send(k, MGR__WORD_CERTIFICATE);
     mgr__words_send(k, MGR__WORD_DESTROY);
     mgr__words_send(k, MGR__WORD_DEREGISTER);
-    k->phase = certify ? MGR__PHASE_AGENTS : MGR__PHASE_HOST;
+    k->phase = certify ? MGR__KEEPING_AGENTS : MGR__KEEPING_HOST;
 }
 
 /* ---- the keeper process: from lease to end ---- */
@@ -10153,7 +10153,7 @@ static void mgr__keeping_speak(mgr__keeping *k)
 static void mgr__keeping_begin_stop(mgr__keeping *k, int64_t stop_at, int64_t now)
 {
     MGR_ASSERT(mgr__page_lease(k->page) == MGR__LEASE_CLOSED);
-    k->phase = MGR__PHASE_STOP;
+    k->phase = MGR__KEEPING_STOP;
     k->stop_at = stop_at;
     k->poke = true;
     mgr__keeping_sweep_soon(k);
@@ -10229,7 +10229,7 @@ static void mgr__keeping_stop_more(mgr__keeping *k, int64_t now)
     MGR__STORE(&page->stuck, 0u);
     MGR__STORE(&page->work_dead, 1u);
     mgr__page_poke();
-    k->phase = MGR__LOAD(&page->dismissed) ? MGR__PHASE_AGENTS : MGR__PHASE_WORDS;
+    k->phase = MGR__LOAD(&page->dismissed) ? MGR__KEEPING_AGENTS : MGR__KEEPING_WORDS;
 }
 
 static void mgr__keeping_end_agents(mgr__keeping *k, int64_t now)
@@ -10243,21 +10243,21 @@ static void mgr__keeping_end_agents(mgr__keeping *k, int64_t now)
     if (k->page->group[0]) mgr__process_cgroup_remove(k->page->group);
     MGR__STORE(&k->page->swept, 1u);
     mgr__page_poke();
-    k->phase = MGR__PHASE_OVER;
+    k->phase = MGR__KEEPING_OVER;
 }
 
 static void mgr__keeping_step(mgr__keeping *k, int64_t now)
 {
     switch (k->phase) {
-    case MGR__PHASE_RUN: mgr__keeping_watch(k, now); break;
-    case MGR__PHASE_STOP: mgr__keeping_stop_more(k, now); break;
-    case MGR__PHASE_WORDS: mgr__keeping_speak(k); break;
-    case MGR__PHASE_HOST:
-        if (MGR__LOAD(&k->page->dismissed)) k->phase = MGR__PHASE_AGENTS;
-        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE); k->phase = MGR__PHASE_AGENTS; }
+    case MGR__KEEPING_RUN: mgr__keeping_watch(k, now); break;
+    case MGR__KEEPING_STOP: mgr__keeping_stop_more(k, now); break;
+    case MGR__KEEPING_WORDS: mgr__keeping_speak(k); break;
+    case MGR__KEEPING_HOST:
+        if (MGR__LOAD(&k->page->dismissed)) k->phase = MGR__KEEPING_AGENTS;
+        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE); k->phase = MGR__KEEPING_AGENTS; }
         break;
-    case MGR__PHASE_AGENTS: mgr__keeping_end_agents(k, now); break;
-    case MGR__PHASE_OVER: break;
+    case MGR__KEEPING_AGENTS: mgr__keeping_end_agents(k, now); break;
+    case MGR__KEEPING_OVER: break;
     }
 }
 
@@ -10378,7 +10378,7 @@ static void mgr__keeping_turn(mgr__keeping *k)
     mgr__keeping_deadlines(k, now);
     for (uint32_t i = 0; i < k->high; i++) if (mgr__child_live(&k->children[i])) mgr__keeping_exec_news(k, &k->children[i]);
     mgr__keeping_sweep_paced(k, now);
-    if (k->phase == MGR__PHASE_STOP) mgr__keeping_steps(k, now);    /* what was reaped may have been the last: speak now, not at the next tick */
+    if (k->phase == MGR__KEEPING_STOP) mgr__keeping_steps(k, now);    /* what was reaped may have been the last: speak now, not at the next tick */
     if (k->poke) mgr__page_poke();
     k->poke = false;
 }
@@ -10407,7 +10407,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd)
     MGR__STORE(&page->keeper_beat, mgr__process_now_ms());
     MGR__STORE(&page->ready, 1u);
     mgr__page_poke();
-    while (k->phase != MGR__PHASE_OVER) {
+    while (k->phase != MGR__KEEPING_OVER) {
         mgr__keeping_wait(k);
         mgr__keeping_listen(k);
         mgr__keeping_turn(k);
@@ -11265,7 +11265,7 @@ typedef struct mgr__check {
     char       note[128];
 } mgr__check;
 
-typedef struct mgr__post { void (*fn)(mgr *m, void *arg); void *arg; int ready; } mgr__post;
+typedef struct mgr__manager_post { void (*fn)(mgr *m, void *arg); void *arg; int ready; } mgr__manager_post;
 
 typedef enum mgr__side_kind { MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_DEREGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN } mgr__side_kind;
 
@@ -11310,7 +11310,7 @@ struct mgr {
     int64_t       side_not_before;
     char         *join_address;
 
-    mgr__post     posts[MGR__POST_COUNT_MAX];
+    mgr__manager_post     posts[MGR__POST_COUNT_MAX];
     uint32_t      post_head, post_tail;         /* atomic head: reserved by posters; tail: run by the loop */
     int           leave_count, leave_seen;      /* atomic, written by any thread */
     int           signal_fd;
@@ -11323,8 +11323,8 @@ struct mgr {
 
 /* ---- errors and events ---- */
 
-static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...) MGR__PRINTF(3, 4);
-static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...)
+static mgr_result mgr__manager_fail(mgr *m, mgr_result result, const char *format, ...) MGR__PRINTF(3, 4);
+static mgr_result mgr__manager_fail(mgr *m, mgr_result result, const char *format, ...)
 {
     char text[700];
     va_list args;
@@ -11337,7 +11337,7 @@ static mgr_result mgr__fail(mgr *m, mgr_result result, const char *format, ...)
     return result;
 }
 
-static void mgr__tell(mgr *m, const mgr_event *event)
+static void mgr__manager_tell(mgr *m, const mgr_event *event)
 {
     m->inside++;
     if (m->desc.on_event) m->desc.on_event(m, event, m->desc.user);
@@ -11348,7 +11348,7 @@ static void mgr__tell(mgr *m, const mgr_event *event)
     m->inside--;
 }
 
-static mgr_event mgr__event(mgr_event_kind kind)
+static mgr_event mgr__manager_event(mgr_event_kind kind)
 {
     mgr_event event;
     memset(&event, 0, sizeof event);
@@ -11357,11 +11357,11 @@ static mgr_event mgr__event(mgr_event_kind kind)
     return event;
 }
 
-static void mgr__tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...) MGR__PRINTF(5, 6);
-static void mgr__tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...)
+static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...) MGR__PRINTF(5, 6);
+static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...)
 {
     char text[700];
-    mgr_event event = mgr__event(kind);
+    mgr_event event = mgr__manager_event(kind);
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -11372,20 +11372,20 @@ static void mgr__tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, i
     event.status = status;
     event.fence = proc->work ? proc->work->part->fence : 0;
     event.text = text;
-    mgr__tell(m, &event);
+    mgr__manager_tell(m, &event);
 }
 
-static bool mgr__forked(const mgr *m) { return m->io.process(m->io.user) != m->pid; }
+static bool mgr__manager_forked(const mgr *m) { return m->io.process(m->io.user) != m->pid; }
 
 /* ---- requests of the core ---- */
 
-static bool mgr__build_request(void *arg, mgr__str host, mgr__buf *out)
+static bool mgr__manager_build_request(void *arg, mgr__str host, mgr__buf *out)
 {
     void **both = (void **)arg;
     return mgr__consul_format((const mgr__consul *)both[0], (const mgr__request *)both[1], host, out);
 }
 
-static int64_t mgr__request_timeout(const mgr *m, const mgr__request *r)
+static int64_t mgr__manager_request_timeout(const mgr *m, const mgr__request *r)
 {
     if (r->ask == MGR__ASK_WATCH) return (int64_t)r->wait_ms + r->wait_ms / 16 + 2000;
     if (r->lane == MGR__LANE_LEASE) return mgr__max64(500, (int64_t)m->cluster.config.lease_ms / 5);
@@ -11393,11 +11393,11 @@ static int64_t mgr__request_timeout(const mgr *m, const mgr__request *r)
 }
 
 /* A tiny carrier for the two things that a request is built of. */
-typedef struct mgr__carrier { void *both[2]; } mgr__carrier;
+typedef struct mgr__manager_carrier { void *both[2]; } mgr__manager_carrier;
 
-static void mgr__send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_ms)
+static void mgr__manager_send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_ms)
 {
-    mgr__carrier *carrier = (mgr__carrier *)mgr__arena_alloc(&r->arena, sizeof *carrier);
+    mgr__manager_carrier *carrier = (mgr__manager_carrier *)mgr__arena_alloc(&r->arena, sizeof *carrier);
     if (!carrier) { m->cluster.failed = true; return; }
     carrier->both[0] = &m->consul;
     carrier->both[1] = r;
@@ -11406,11 +11406,11 @@ static void mgr__send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_m
         mgr__http_cancel(&m->http[lane]);
         m->http[lane].current = m->agent;
     }
-    mgr__http_send(&m->http[lane], mgr__build_request, carrier->both, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
+    mgr__http_send(&m->http[lane], mgr__manager_build_request, carrier->both, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
 }
 
 /* The core's service registration is made here: tags and addresses are no concern of its. */
-static mgr__str mgr__service_body(mgr *m, mgr__request *r)
+static mgr__str mgr__manager_service_body(mgr *m, mgr__request *r)
 {
     mgr__buf out;
     mgr__jw jw;
@@ -11446,20 +11446,20 @@ static mgr__str mgr__service_body(mgr *m, mgr__request *r)
     return mgr__request_keep(r, &out);
 }
 
-static void mgr__send_core(mgr *m, mgr__lane lane)
+static void mgr__manager_send_core(mgr *m, mgr__lane lane)
 {
     mgr__request *r = &m->cluster.errands[lane].request;
     if (mgr__http_busy(&m->http[lane])) { m->queued[lane] = true; return; }    /* a side request, with a short deadline */
     m->queued[lane] = false;
-    if (r->ask == MGR__ASK_SERVICE_REGISTER) r->body = mgr__service_body(m, r);
-    mgr__send(m, lane, r, mgr__request_timeout(m, r));
+    if (r->ask == MGR__ASK_SERVICE_REGISTER) r->body = mgr__manager_service_body(m, r);
+    mgr__manager_send(m, lane, r, mgr__manager_request_timeout(m, r));
 }
 
 /* ---- the keeper ---- */
 
-static void mgr__hear_keeper(void *owner, short revents) { (void)owner; (void)revents; }   /* the turn looks at it */
+static void mgr__manager_hear_keeper(void *owner, short revents) { (void)owner; (void)revents; }   /* the turn looks at it */
 
-static void mgr__watch_keeper(mgr *m, mgr__keeper *keeper, int *registered)
+static void mgr__manager_watch_keeper(mgr *m, mgr__keeper *keeper, int *registered)
 {
     int fd = mgr__keeper_fd(keeper);
     if (*registered == fd) {
@@ -11468,21 +11468,21 @@ static void mgr__watch_keeper(mgr *m, mgr__keeper *keeper, int *registered)
     }
     if (*registered >= 0) mgr__loop_remove(&m->loop, *registered);
     *registered = -1;
-    if (fd >= 0 && mgr__loop_add(&m->loop, fd, POLLIN, mgr__hear_keeper, m) == 0) *registered = fd;
+    if (fd >= 0 && mgr__loop_add(&m->loop, fd, POLLIN, mgr__manager_hear_keeper, m) == 0) *registered = fd;
 }
 
-static void mgr__unwatch_keeper(mgr *m, int *registered)
+static void mgr__manager_unwatch_keeper(mgr *m, int *registered)
 {
     if (*registered >= 0) mgr__loop_remove(&m->loop, *registered);
     *registered = -1;
 }
 
-static const char *mgr__isolate_text(mgr_isolate isolate)
+static const char *mgr__manager_isolate_text(mgr_isolate isolate)
 {
     return isolate == MGR_ISOLATE_CGROUP ? "cgroup" : isolate == MGR_ISOLATE_PIDNS ? "pidns" : "none";
 }
 
-static mgr_result mgr__make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
+static mgr_result mgr__manager_make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
 {
     mgr__keeper_config config;
     memset(&config, 0, sizeof config);
@@ -11494,12 +11494,12 @@ static mgr_result mgr__make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
     config.keeper_argv = m->desc.keeper_argv;
     mgr__buf_clear(&m->error);
     mgr_result result = mgr__keeper_open(keeper, &m->heap, &config, &m->error);
-    if (result == MGR_OK) mgr__watch_keeper(m, keeper, registered);
-    if (result == MGR_OK && keeper == &m->keeper) m->cluster.isolate = mgr__isolate_text(mgr__keeper_isolation(keeper));
+    if (result == MGR_OK) mgr__manager_watch_keeper(m, keeper, registered);
+    if (result == MGR_OK && keeper == &m->keeper) m->cluster.isolate = mgr__manager_isolate_text(mgr__keeper_isolation(keeper));
     return result;
 }
 
-static void mgr__format_last(mgr *m, mgr__request *r, mgr__buf *out)
+static void mgr__manager_format_last(mgr *m, mgr__request *r, mgr__buf *out)
 {
     mgr__buf_init(out, &m->heap, 65536);
     if (r->arena.failed || !mgr__consul_format(&m->consul, r, mgr__str_of("consul"), out)) mgr__buf_clear(out);
@@ -11509,7 +11509,7 @@ static void mgr__format_last(mgr *m, mgr__request *r, mgr__buf *out)
 /* What the keeper says to Consul when this program cannot: the life's certificate,
  * the end of its session, the service's end, in this order; and the session's
  * renewal while some of its work cannot be killed. */
-static void mgr__teach_keeper(mgr *m)
+static void mgr__manager_teach_keeper(mgr *m)
 {
     struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
     socklen_t lens[MGR_ADDRESS_COUNT_MAX];
@@ -11519,16 +11519,16 @@ static void mgr__teach_keeper(mgr *m)
     memset(&r, 0, sizeof r);
     mgr__request_start(&r, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
     mgr__request_op(&r, MGR__SET, mgr__key_make(&r.arena, &c->root, "cluster/dead/", mgr__str_of(c->life)))->value = mgr__str_of("{\"proof\":\"the keeper saw all work dead\"}");
-    mgr__format_last(m, &r, &certificate);
+    mgr__manager_format_last(m, &r, &certificate);
     mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_DESTROY, MGR__LANE_WORK);
     r.session = mgr__str_of(c->life);
-    mgr__format_last(m, &r, &destroy);
+    mgr__manager_format_last(m, &r, &destroy);
     mgr__request_start(&r, &m->heap, MGR__ASK_SERVICE_DEREGISTER, MGR__LANE_WORK);
     r.name = mgr__str_of(c->service);
-    mgr__format_last(m, &r, &deregister);
+    mgr__manager_format_last(m, &r, &deregister);
     mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_RENEW, MGR__LANE_WORK);
     r.session = mgr__str_of(c->life);
-    mgr__format_last(m, &r, &renew);
+    mgr__manager_format_last(m, &r, &renew);
     for (size_t i = 0; i < m->address_count; i++) { addresses[i] = m->addresses[i].at; lens[i] = m->addresses[i].len; }
     mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy), mgr__buf_view(&deregister),
                            mgr__buf_view(&renew), m->desc.session_ttl_ms / 3);
@@ -11555,7 +11555,7 @@ static mgr__proc *mgr__proc_find(const mgr *m, const char *name)
 }
 
 /* Forget it: no name, no partition, no check. Callbacks may still hold its name, and
- * callers its address, so that it is freed by mgr__procs_reap. */
+ * callers its address, so that it is freed by mgr__manager_procs_reap. */
 static void mgr__proc_drop(mgr__proc *proc)
 {
     if (proc->check) proc->check->proc = NULL;
@@ -11566,7 +11566,7 @@ static void mgr__proc_drop(mgr__proc *proc)
 }
 
 /* At the end of a turn, when no callback and no caller holds any. */
-static void mgr__procs_reap(mgr *m, bool all)
+static void mgr__manager_procs_reap(mgr *m, bool all)
 {
     for (size_t i = m->proc_count; i > 0; i--) {
         mgr__proc *proc = m->procs[i - 1];
@@ -11577,7 +11577,7 @@ static void mgr__procs_reap(mgr *m, bool all)
     }
 }
 
-static const char **mgr__copy_list(mgr__arena *arena, const char *const *list, size_t *count)
+static const char **mgr__manager_copy_list(mgr__arena *arena, const char *const *list, size_t *count)
 {
     size_t n = 0;
     while (list && list[n]) n++;
@@ -11649,7 +11649,7 @@ static void mgr__proc_schedule(mgr *m, mgr__proc *proc, int64_t now)
     if (proc->started_at && now - proc->started_at >= (int64_t)proc->process.healthy_ms) proc->backoff_ms = proc->failures = 0;
     proc->backoff_ms = proc->backoff_ms ? (proc->backoff_ms < most / 2 ? proc->backoff_ms * 2 : most) : least;
     proc->restart_at = now + proc->backoff_ms;
-    mgr__tell_proc(m, MGR_EVENT_BACKOFF, proc, 0, "process %s of partition %s: %s; restart in %lu ms", proc->name,
+    mgr__manager_tell_proc(m, MGR_EVENT_BACKOFF, proc, 0, "process %s of partition %s: %s; restart in %lu ms", proc->name,
                    proc->work ? proc->work->part->name.at : "(none)", proc->last_exit, (unsigned long)proc->backoff_ms);
 }
 
@@ -11703,7 +11703,7 @@ static mgr_result mgr__proc_start(mgr *m, mgr__proc *proc, int64_t now)
     proc->started_at = now;
     if (result == MGR_OK) return result;
     snprintf(proc->last_exit, sizeof proc->last_exit, "not started");
-    mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s cannot be started: %s", proc->name, mgr_result_text(result));
+    mgr__manager_tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s cannot be started: %s", proc->name, mgr_result_text(result));
     if (!proc->dropped) mgr__proc_not_started(m, proc, now);    /* else its name was given to another one in the event */
     return result;
 }
@@ -11730,8 +11730,8 @@ static mgr__proc *mgr__proc_add(mgr *m, mgr__work *work, const char *name, const
     proc->work = work;
     proc->keeper = &m->keeper;
     proc->process = *process;
-    proc->argv = mgr__copy_list(&proc->arena, process->argv, NULL);
-    proc->env = mgr__copy_list(&proc->arena, process->env, NULL);
+    proc->argv = mgr__manager_copy_list(&proc->arena, process->argv, NULL);
+    proc->env = mgr__manager_copy_list(&proc->arena, process->env, NULL);
     char *copy = (char *)mgr__arena_alloc(&proc->arena, strlen(name) + 1);
     if (copy) memcpy(copy, name, strlen(name));
     proc->name = copy;
@@ -11755,7 +11755,7 @@ static bool mgr__work_empty(const mgr *m, const mgr__work *work)
 }
 
 /* In-process work that was lost earlier in this life may go on for all we know. */
-static void mgr__note_in_process(mgr *m)
+static void mgr__manager_note_in_process(mgr *m)
 {
     bool any = m->cluster.unproven;
     for (size_t i = 0; i < m->work_count; i++) any = any || m->works[i]->in_process || m->works[i]->starting;
@@ -11773,7 +11773,7 @@ static void mgr__work_free(mgr *m, mgr__work *work)
     for (size_t i = 0; i < m->work_count; i++) if (m->works[i] == work) { m->works[i] = m->works[--m->work_count]; break; }
     work->part->work = NULL;
     mgr__free(&m->heap, work);
-    mgr__note_in_process(m);
+    mgr__manager_note_in_process(m);
 }
 
 /* Stopping, and nothing is left: tell the core. Not inside a callback, whose caller
@@ -11841,7 +11841,7 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     work->grant = grant;
     work->starting = true;
     part->work = work;
-    mgr__note_in_process(m);        /* before the program can begin anything: the keeper must not certify past it */
+    mgr__manager_note_in_process(m);        /* before the program can begin anything: the keeper must not certify past it */
     if (mgr__keeper_lease(&m->keeper) <= mgr__io_now(&m->io)) {     /* and only then: is there a lease still? (invariant 3) */
         mgr__work_free(m, work);
         mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease ran out before work could begin", mgr__io_now(&m->io));
@@ -11856,10 +11856,10 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     work->starting = false;
     if (!processes && answer != MGR_UNFIT && m->desc.on_acquire) work->in_process = true;
     if (answer == MGR_UNFIT) mgr__cluster_refuse(&m->cluster, part, 0, true, mgr__io_now(&m->io));
-    mgr__note_in_process(m);
+    mgr__manager_note_in_process(m);
 }
 
-static const char *mgr__exit_text(char to[MGR__EXIT_BYTES], int status, int error)
+static const char *mgr__manager_exit_text(char to[MGR__EXIT_BYTES], int status, int error)
 {
     if (error) snprintf(to, MGR__EXIT_BYTES, "not started: %s", strerror(error));
     else if (status < 0) snprintf(to, MGR__EXIT_BYTES, "signal %d", -status);
@@ -11879,13 +11879,13 @@ static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *no
     check->status = status;
     check->told = true;
     char text[900];
-    mgr_event event = mgr__event(MGR_EVENT_CHECK);
+    mgr_event event = mgr__manager_event(MGR_EVENT_CHECK);
     snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, words[status], note[0] ? ": " : "", note);
     event.partition = mgr__or(check->partition, "");
     event.name = check->check.id;
     event.status = status;
     event.text = text;
-    mgr__tell(m, &event);
+    mgr__manager_tell(m, &event);
     void (*handler)(mgr *, const char *, const char *, void *) =
         status == 0 ? check->check.on_pass : status == 1 ? check->check.on_warning : check->check.on_failure;
     m->inside++;
@@ -11903,7 +11903,7 @@ static void mgr__check_ran(mgr *m, mgr__check *check, const mgr__proc *proc, int
 {
     char note[128], text[MGR__EXIT_BYTES];
     if (proc->killed) snprintf(note, sizeof note, "killed after %lu ms", (unsigned long)check->check.timeout_ms);
-    else snprintf(note, sizeof note, "%s", mgr__exit_text(text, status, error));
+    else snprintf(note, sizeof note, "%s", mgr__manager_exit_text(text, status, error));
     if (proc->work && proc->work->stopping) return;
     mgr__check_set(m, check, proc->killed || error ? 2 : status == 0 ? 0 : status == 1 ? 1 : 2, note);
 }
@@ -11916,7 +11916,7 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
     bool stopping = work && work->stopping;
     mgr__keeper_free(proc->keeper, proc->slot);
     proc->alive = false;
-    mgr__exit_text(proc->last_exit, status, error);
+    mgr__manager_exit_text(proc->last_exit, status, error);
     if (proc->check) {
         mgr__check *check = proc->check;
         mgr__check_ran(m, check, proc, status, error);
@@ -11924,13 +11924,13 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
         if (work) mgr__work_look(m, work);
         return;
     }
-    if (error) mgr__tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
-    else mgr__tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
+    if (error) mgr__manager_tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
+    else mgr__manager_tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
     proc->pid = 0;
     if (proc->dropped) { if (work) mgr__work_look(m, work); return; }   /* its name was given to another one in the event */
     if (!proc->daemon) {
         proc->ended = true;
-        if (!stopping) mgr__tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
+        if (!stopping) mgr__manager_tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
     }
     if (proc->dropped) { if (work) mgr__work_look(m, work); return; }
     mgr__proc_note(m, proc);
@@ -11949,11 +11949,11 @@ static void mgr__proc_started(mgr *m, mgr__proc *proc, const mgr__worker_report 
     proc->pid = report->pid;
     proc->ended = false;
     if (proc->check) return;
-    mgr__tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
+    mgr__manager_tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
     mgr__proc_note(m, proc);
 }
 
-static void mgr__take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_report *report, int64_t now)
+static void mgr__manager_take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_report *report, int64_t now)
 {
     mgr__proc *proc = NULL;
     for (size_t i = 0; i < m->proc_count && !proc; i++)
@@ -11961,7 +11961,7 @@ static void mgr__take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_repo
     if (!proc) return;
     if (report->stuck && !proc->stuck_told) {
         proc->stuck_told = true;
-        mgr__tell_proc(m, MGR_EVENT_STUCK, proc, 0, "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone", proc->name, (long)report->pid);
+        mgr__manager_tell_proc(m, MGR_EVENT_STUCK, proc, 0, "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone", proc->name, (long)report->pid);
     }
     switch (report->state) {
     case MGR__WORKER_RUNNING: mgr__proc_started(m, proc, report); break;
@@ -11974,7 +11974,7 @@ static void mgr__take_report(mgr *m, mgr__keeper *keeper, const mgr__worker_repo
     }
 }
 
-static void mgr__take_sweep(mgr *m, mgr__keeper *keeper, int64_t now)
+static void mgr__manager_take_sweep(mgr *m, mgr__keeper *keeper, int64_t now)
 {
     for (bool again = true; again;) {
         again = false;
@@ -11988,41 +11988,41 @@ static void mgr__take_sweep(mgr *m, mgr__keeper *keeper, int64_t now)
 }
 
 /* For the calls that may come from any thread: the word, while there is a life. */
-static void mgr__publish_lease(mgr *m)
+static void mgr__manager_publish_lease(mgr *m)
 {
     int64_t until = m->have_keeper && m->cluster.life[0] ? mgr__keeper_lease(&m->keeper) : 0;
     __atomic_store_n(&m->lease, until, __ATOMIC_SEQ_CST);
 }
 
 /* An agent that we run goes on under a new one. */
-static void mgr__renew_agent_keeper(mgr *m, int64_t now)
+static void mgr__manager_renew_agent_keeper(mgr *m, int64_t now)
 {
-    mgr__unwatch_keeper(m, &m->agent_keeper_fd);
-    mgr__take_sweep(m, &m->agent_keeper, now);
+    mgr__manager_unwatch_keeper(m, &m->agent_keeper_fd);
+    mgr__manager_take_sweep(m, &m->agent_keeper, now);
     mgr__keeper_close(&m->agent_keeper);
-    m->have_agent_keeper = mgr__make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd) == MGR_OK;
+    m->have_agent_keeper = mgr__manager_make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd) == MGR_OK;
 }
 
 /* A keeper that runs late (a CPU quota, a loaded host) acts that much earlier; beyond
  * half the margin it is worth a word. */
-static void mgr__note_lateness(mgr *m)
+static void mgr__manager_note_lateness(mgr *m)
 {
     uint32_t late_ms = mgr__keeper_late_ms(&m->keeper);
     if (late_ms <= MGR_KILL_MARGIN_MS / 2 || late_ms <= m->late_told_ms) return;
     char text[200];
-    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
     m->late_told_ms = late_ms;
     snprintf(text, sizeof text, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota", (unsigned long)late_ms);
     event.text = text;
-    mgr__tell(m, &event);
+    mgr__manager_tell(m, &event);
 }
 
-static void mgr__turn_keepers(mgr *m, int64_t now)
+static void mgr__manager_turn_keepers(mgr *m, int64_t now)
 {
     mgr__worker_report report;
     if (m->have_keeper) {
         mgr__keeper_turn(&m->keeper);
-        while (mgr__keeper_next(&m->keeper, &report)) mgr__take_report(m, &m->keeper, &report, now);
+        while (mgr__keeper_next(&m->keeper, &report)) mgr__manager_take_report(m, &m->keeper, &report, now);
         mgr__keeper_status status = mgr__keeper_look(&m->keeper);
         /* A lease that ran out while we slept may be swept already: that is no lost keeper. */
         bool ran_out = m->cluster.lease_until && now >= m->cluster.lease_until - (int64_t)m->desc.stop_grace_ms;
@@ -12033,38 +12033,38 @@ static void mgr__turn_keepers(mgr *m, int64_t now)
             m->cluster.unproven = true;
             m->cluster.certify = false;
         }
-        if (status == MGR__KEEPER_SWEPT || status == MGR__KEEPER_UNPROVEN) mgr__take_sweep(m, &m->keeper, now);
-        mgr__note_lateness(m);
+        if (status == MGR__KEEPER_SWEPT || status == MGR__KEEPER_UNPROVEN) mgr__manager_take_sweep(m, &m->keeper, now);
+        mgr__manager_note_lateness(m);
     }
-    mgr__publish_lease(m);
+    mgr__manager_publish_lease(m);
     if (m->have_agent_keeper) {
         mgr__keeper_turn(&m->agent_keeper);
-        while (mgr__keeper_next(&m->agent_keeper, &report)) mgr__take_report(m, &m->agent_keeper, &report, now);
-        if (mgr__keeper_look(&m->agent_keeper) != MGR__KEEPER_ALIVE) mgr__renew_agent_keeper(m, now);
+        while (mgr__keeper_next(&m->agent_keeper, &report)) mgr__manager_take_report(m, &m->agent_keeper, &report, now);
+        if (mgr__keeper_look(&m->agent_keeper) != MGR__KEEPER_ALIVE) mgr__manager_renew_agent_keeper(m, now);
     }
 }
 
-static void mgr__renew_keeper(mgr *m)
+static void mgr__manager_renew_keeper(mgr *m)
 {
-    mgr__unwatch_keeper(m, &m->keeper_fd);
+    mgr__manager_unwatch_keeper(m, &m->keeper_fd);
     if (m->have_keeper) {
         mgr__keeper_dismiss(&m->keeper);
         mgr__keeper_close(&m->keeper);
     }
-    m->have_keeper = mgr__make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
+    m->have_keeper = mgr__manager_make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
     m->keeper_retry_at = m->have_keeper ? 0 : mgr__io_now(&m->io) + MGR__KEEPER_RETRY_MS;
     if (m->have_keeper) { mgr__cluster_ready(&m->cluster); return; }
-    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
     event.text = mgr__buf_cstr(&m->error);
     event.result = MGR_SYSTEM;
-    mgr__tell(m, &event);       /* and again in a moment: a fork may fail for want of memory */
+    mgr__manager_tell(m, &event);       /* and again in a moment: a fork may fail for want of memory */
 }
 
 /* ---- the core's actions ---- */
 
 static void mgr__act_event(mgr *m, const mgr__action *action)
 {
-    mgr_event event = mgr__event(action->event);
+    mgr_event event = mgr__manager_event(action->event);
     event.partition = action->part ? action->part->name.at : "";
     event.instance = action->instance;
     event.fence = action->part ? action->part->fence : 0;
@@ -12072,7 +12072,7 @@ static void mgr__act_event(mgr *m, const mgr__action *action)
     event.text = action->text;
     bool reason = event.kind == MGR_EVENT_ERROR || event.kind == MGR_EVENT_IDENTITY || event.kind == MGR_EVENT_EVICTED;
     if (reason) { mgr__buf_clear(&m->error); mgr__buf_text(&m->error, action->text); }     /* for mgr_error_text, should mgr_run end with it */
-    mgr__tell(m, &event);
+    mgr__manager_tell(m, &event);
 }
 
 static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
@@ -12081,7 +12081,7 @@ static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
     mgr__work *work = mgr__work_of(part);
     if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
     if (part->state == MGR__PART_LOST) mgr__work_close_grant(work);
-    mgr__publish_lease(m);
+    mgr__manager_publish_lease(m);
     if (part->state == MGR__PART_LOST && work->lost && action->kind == MGR__ACT_WORK_KILL) {    /* asked a second time: at once */
         for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
     } else if (part->state == MGR__PART_LOST) { if (!work->lost) mgr__work_lost(m, work, action->kind == MGR__ACT_WORK_KILL ? 0 : action->ms, action->result); }
@@ -12095,19 +12095,19 @@ static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
 static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
 {
     switch (action->kind) {
-    case MGR__ACT_REQUEST:    mgr__send_core(m, action->lane); break;
+    case MGR__ACT_REQUEST:    mgr__manager_send_core(m, action->lane); break;
     case MGR__ACT_WORK_BEGIN: mgr__work_begin(m, action->part); break;
     case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL: mgr__act_stop(m, action, now); break;
     case MGR__ACT_LEASE:
         if (!mgr__keeper_lease_extend(&m->keeper, action->at)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
-        mgr__publish_lease(m);
+        mgr__manager_publish_lease(m);
         break;
     case MGR__ACT_LIFE:
-        mgr__teach_keeper(m);
-        mgr__note_in_process(m);
+        mgr__manager_teach_keeper(m);
+        mgr__manager_note_in_process(m);
         for (size_t i = 0; i < m->check_count; i++) m->checks[i]->registered = false;
         break;
-    case MGR__ACT_FRESH_KEEPER: mgr__renew_keeper(m); break;
+    case MGR__ACT_FRESH_KEEPER: mgr__manager_renew_keeper(m); break;
     case MGR__ACT_EVENT: mgr__act_event(m, action); break;
     case MGR__ACT_LEFT:
         m->is_over = true;
@@ -12117,18 +12117,18 @@ static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
 }
 
 /* Out of memory: nothing can be decided any more, so all work is ended. */
-static void mgr__give_up(mgr *m)
+static void mgr__manager_give_up(mgr *m)
 {
     for (size_t i = 0; i < m->work_count; i++) {
         mgr__work_close_grant(m->works[i]);
         if (!m->works[i]->lost) mgr__work_lost(m, m->works[i], 0, MGR_NO_MEMORY);
     }
     m->is_over = true;
-    m->result = mgr__fail(m, MGR_NO_MEMORY, "out of memory: the instance gives up its work");
+    m->result = mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory: the instance gives up its work");
 }
 
 /* Actions make events, events make actions: until all is quiet. */
-static void mgr__run_core(mgr *m, int64_t now)
+static void mgr__manager_run_core(mgr *m, int64_t now)
 {
     mgr__cluster *c = &m->cluster;
     c->wall_offset_ms = (uint64_t)(m->io.realtime_ms(m->io.user) - now);
@@ -12141,7 +12141,7 @@ static void mgr__run_core(mgr *m, int64_t now)
         c->action_count = 0;
         mgr__cluster_pump(c, now);
     } while (c->action_count);
-    if (c->failed && !m->is_over) mgr__give_up(m);
+    if (c->failed && !m->is_over) mgr__manager_give_up(m);
 }
 
 /* ---- side requests: checks and joining, on the work connection when it is free ---- */
@@ -12226,7 +12226,7 @@ static void mgr__side_send(mgr *m, int64_t now)
 {
     if (m->side_kind != MGR__SIDE_NONE || now < m->side_not_before || mgr__http_busy(&m->http[MGR__LANE_WORK]) || m->desc.observer) return;
     if (!mgr__side_next(m, now)) return;
-    mgr__send(m, MGR__LANE_WORK, &m->side, MGR__SIDE_TIMEOUT_MS);
+    mgr__manager_send(m, MGR__LANE_WORK, &m->side, MGR__SIDE_TIMEOUT_MS);
 }
 
 /* What workers said to Consul of their own TTL checks. */
@@ -12254,12 +12254,12 @@ static void mgr__check_refused(mgr *m, mgr__check *check, const mgr__answer *a, 
     check->not_before = now + MGR__SIDE_RETRY_MS;
     if (!refused || check->refusal_told) return;
     char text[700];
-    mgr_event event = mgr__event(MGR_EVENT_ERROR);
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
     check->refusal_told = true;
     snprintf(text, sizeof text, "Consul does not take check %s: %.*s", check->check.id, (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
     event.name = check->check.id;
     event.text = text;
-    mgr__tell(m, &event);
+    mgr__manager_tell(m, &event);
 }
 
 static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
@@ -12285,7 +12285,7 @@ static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
 
 /* ---- answers ---- */
 
-static void mgr__http_answered(void *owner, mgr__http *h, const mgr__http_result *result)
+static void mgr__manager_answered(void *owner, mgr__http *h, const mgr__http_result *result)
 {
     mgr *m = (mgr *)owner;
     mgr__lane lane = (mgr__lane)(h - m->http);
@@ -12305,11 +12305,11 @@ static void mgr__http_answered(void *owner, mgr__http *h, const mgr__http_result
 /* ---- one turn ---- */
 
 /* Those that stand now: one that posts itself again gets its turn in the next. */
-static void mgr__take_posts(mgr *m)
+static void mgr__manager_take_posts(mgr *m)
 {
     uint32_t until = __atomic_load_n(&m->post_head, __ATOMIC_ACQUIRE);
     while (m->post_tail != until) {
-        mgr__post *post = &m->posts[m->post_tail % MGR__POST_COUNT_MAX];
+        mgr__manager_post *post = &m->posts[m->post_tail % MGR__POST_COUNT_MAX];
         if (!__atomic_load_n(&post->ready, __ATOMIC_ACQUIRE)) return;
         void (*fn)(mgr *, void *) = post->fn;
         void *arg = post->arg;
@@ -12321,13 +12321,13 @@ static void mgr__take_posts(mgr *m)
     }
 }
 
-static void mgr__take_leaves(mgr *m)
+static void mgr__manager_take_leaves(mgr *m)
 {
     int count = __atomic_load_n(&m->leave_count, __ATOMIC_SEQ_CST);
     for (; m->leave_seen < count; m->leave_seen++) mgr__cluster_leave(&m->cluster);
 }
 
-static void mgr__run_procs(mgr *m, int64_t now)
+static void mgr__manager_run_procs(mgr *m, int64_t now)
 {
     for (size_t i = 0; i < m->proc_count; i++) {
         mgr__proc *proc = m->procs[i];
@@ -12359,7 +12359,7 @@ static void mgr__check_run(mgr *m, mgr__check *check, mgr__work *work, int64_t n
     mgr__check_set(m, check, 2, "the script cannot be started");
 }
 
-static void mgr__run_checks(mgr *m, int64_t now)
+static void mgr__manager_run_checks(mgr *m, int64_t now)
 {
     if (!mgr__cluster_in_life(&m->cluster)) return;
     for (size_t i = 0; i < m->check_count; i++) {
@@ -12380,7 +12380,7 @@ static void mgr__run_checks(mgr *m, int64_t now)
     }
 }
 
-static int64_t mgr__next_time(mgr *m, int64_t now)
+static int64_t mgr__manager_next_time(mgr *m, int64_t now)
 {
     int64_t at = mgr__cluster_next(&m->cluster, now);
     if (m->have_keeper) at = mgr__min64(at, now + m->desc.lease_ms / 5);    /* a silent keeper is noticed by looking */
@@ -12398,28 +12398,28 @@ static int64_t mgr__next_time(mgr *m, int64_t now)
     return at;
 }
 
-static void mgr__turn(mgr *m)
+static void mgr__manager_turn(mgr *m)
 {
     int64_t now = mgr__io_now(&m->io);
     for (int i = 0; i < MGR__LANE_COUNT; i++) mgr__http_tick(&m->http[i], now);
-    mgr__take_posts(m);
-    mgr__take_leaves(m);
-    mgr__turn_keepers(m, now);
-    mgr__run_core(m, now);
-    mgr__run_procs(m, now);
-    mgr__run_checks(m, now);
+    mgr__manager_take_posts(m);
+    mgr__manager_take_leaves(m);
+    mgr__manager_turn_keepers(m, now);
+    mgr__manager_run_core(m, now);
+    mgr__manager_run_procs(m, now);
+    mgr__manager_run_checks(m, now);
     for (size_t i = m->work_count; i > 0; i--) if (i <= m->work_count) mgr__work_look(m, m->works[i - 1]);
-    mgr__run_core(m, now);
-    if (m->keeper_retry_at && now >= m->keeper_retry_at) mgr__renew_keeper(m);
-    for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->queued[i] && !mgr__http_busy(&m->http[i])) mgr__send_core(m, (mgr__lane)i);
+    mgr__manager_run_core(m, now);
+    if (m->keeper_retry_at && now >= m->keeper_retry_at) mgr__manager_renew_keeper(m);
+    for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->queued[i] && !mgr__http_busy(&m->http[i])) mgr__manager_send_core(m, (mgr__lane)i);
     mgr__side_send(m, now);
-    if (m->have_keeper) { mgr__keeper_turn(&m->keeper); mgr__watch_keeper(m, &m->keeper, &m->keeper_fd); }
-    if (m->have_agent_keeper) { mgr__keeper_turn(&m->agent_keeper); mgr__watch_keeper(m, &m->agent_keeper, &m->agent_keeper_fd); }
-    mgr__procs_reap(m, false);
-    mgr__loop_deadline(&m->loop, m->is_over ? now : mgr__max64(1, mgr__next_time(m, now)));
+    if (m->have_keeper) { mgr__keeper_turn(&m->keeper); mgr__manager_watch_keeper(m, &m->keeper, &m->keeper_fd); }
+    if (m->have_agent_keeper) { mgr__keeper_turn(&m->agent_keeper); mgr__manager_watch_keeper(m, &m->agent_keeper, &m->agent_keeper_fd); }
+    mgr__manager_procs_reap(m, false);
+    mgr__loop_deadline(&m->loop, m->is_over ? now : mgr__max64(1, mgr__manager_next_time(m, now)));
 }
 
-static mgr_result mgr__over_result(const mgr *m)
+static mgr_result mgr__manager_over_result(const mgr *m)
 {
     if (!m->is_over) return MGR_OK;
     return m->result == MGR_OK ? MGR_LEFT : m->result;
@@ -12428,7 +12428,7 @@ static mgr_result mgr__over_result(const mgr *m)
 /* ---- signals: only with handle_signals ---- */
 
 #ifdef __linux__
-static void mgr__signal_ready(void *owner, short revents)
+static void mgr__manager_signal_ready(void *owner, short revents)
 {
     mgr *m = (mgr *)owner;
     char info[128];     /* struct signalfd_siginfo is 128 bytes, for ever: signalfd(2) */
@@ -12450,12 +12450,12 @@ static const char *mgr__desc_env(mgr *m, const char *given, const char *name)
 static uint32_t mgr__desc_ms(uint32_t given, uint32_t otherwise) { return given == MGR_NONE ? 0 : given ? given : otherwise; }
 
 /* (lease + kill margin) * 1.002, rounded up: clocks drift. */
-static uint64_t mgr__delay_least(uint64_t lease_ms) { return ((lease_ms + MGR_KILL_MARGIN_MS) * 1002 + 999) / 1000; }
+static uint64_t mgr__manager_delay_least(uint64_t lease_ms) { return ((lease_ms + MGR_KILL_MARGIN_MS) * 1002 + 999) / 1000; }
 
 static void mgr__desc_times(mgr_desc *d)
 {
     d->lease_ms = mgr__desc_ms(d->lease_ms, 15000);
-    uint64_t least = mgr__delay_least(d->lease_ms);
+    uint64_t least = mgr__manager_delay_least(d->lease_ms);
     d->delay_ms = mgr__desc_ms(d->delay_ms, (uint32_t)((least + MGR__DELAY_STEP_MS - 1) / MGR__DELAY_STEP_MS * MGR__DELAY_STEP_MS));
     d->session_ttl_ms = mgr__desc_ms(d->session_ttl_ms, 15000);
     d->stop_grace_ms = mgr__desc_ms(d->stop_grace_ms, d->lease_ms / 3);
@@ -12469,21 +12469,21 @@ static void mgr__desc_times(mgr_desc *d)
 static mgr_result mgr__desc_check_name(mgr *m, const char *field, const char *name)
 {
     const char *fault = mgr__name_fault(mgr__str_of(name));
-    return fault ? mgr__fail(m, MGR_INVALID, "%s \"%s\" %s", field, name, fault) : MGR_OK;
+    return fault ? mgr__manager_fail(m, MGR_INVALID, "%s \"%s\" %s", field, name, fault) : MGR_OK;
 }
 
 static mgr_result mgr__desc_check_times(mgr *m)
 {
     const mgr_desc *d = &m->desc;
-    uint64_t least = mgr__delay_least(d->lease_ms);
-    if (d->lease_ms < 1000 || d->lease_ms > 86400000) return mgr__fail(m, MGR_INVALID, "lease_ms is %lu: it must be from 1000 to 86400000", (unsigned long)d->lease_ms);
+    uint64_t least = mgr__manager_delay_least(d->lease_ms);
+    if (d->lease_ms < 1000 || d->lease_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "lease_ms is %lu: it must be from 1000 to 86400000", (unsigned long)d->lease_ms);
     if (d->delay_ms < least)
-        return mgr__fail(m, MGR_INVALID, "delay_ms %lu is too short: (lease_ms %lu + kill margin %lu) * 1.002 = %llu ms; raise delay_ms or lower lease_ms",
+        return mgr__manager_fail(m, MGR_INVALID, "delay_ms %lu is too short: (lease_ms %lu + kill margin %lu) * 1.002 = %llu ms; raise delay_ms or lower lease_ms",
                          (unsigned long)d->delay_ms, (unsigned long)d->lease_ms, (unsigned long)MGR_KILL_MARGIN_MS, (unsigned long long)least);
     if (d->stop_grace_ms > d->lease_ms / 2)
-        return mgr__fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
-    if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
-    if (d->weight > 65535) return mgr__fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
+        return mgr__manager_fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
+    if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
+    if (d->weight > 65535) return mgr__manager_fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;
 }
 
@@ -12500,11 +12500,11 @@ static mgr_result mgr__desc_token(mgr *m)
         while (token.len && (token.at[token.len - 1] == '\n' || token.at[token.len - 1] == '\r' || token.at[token.len - 1] == ' ')) token.len--;
         if (got >= 0) d->consul_token = mgr__arena_str(&m->arena, token).at;
         mgr__buf_free(&text);
-        if (got < 0) return mgr__fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
+        if (got < 0) return mgr__manager_fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
     }
     m->consul.token = mgr__str_of(d->consul_token);
     for (size_t i = 0; i < m->consul.token.len; i++)
-        if ((unsigned char)m->consul.token.at[i] < 0x21 || (unsigned char)m->consul.token.at[i] > 0x7e) return mgr__fail(m, MGR_INVALID, "the Consul token has a character that no header may carry");
+        if ((unsigned char)m->consul.token.at[i] < 0x21 || (unsigned char)m->consul.token.at[i] > 0x7e) return mgr__manager_fail(m, MGR_INVALID, "the Consul token has a character that no header may carry");
     return MGR_OK;
 }
 
@@ -12523,14 +12523,14 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     mgr_desc *d = &m->desc;
     char host[MGR_NAME_BYTES_MAX + 1];
     *d = *given;
-    if (d->_start_canary || d->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
-    if (!d->service_name && !d->service_id) return mgr__fail(m, MGR_INVALID, "service_name is missing");
-    if (d->tag_count && !d->tags) return mgr__fail(m, MGR_INVALID, "tags is NULL, and tag_count is %lu", (unsigned long)d->tag_count);
-    if (d->partition_count && !d->partitions) return mgr__fail(m, MGR_INVALID, "partitions is NULL, and partition_count is %lu", (unsigned long)d->partition_count);
+    if (d->_start_canary || d->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
+    if (!d->service_name && !d->service_id) return mgr__manager_fail(m, MGR_INVALID, "service_name is missing");
+    if (d->tag_count && !d->tags) return mgr__manager_fail(m, MGR_INVALID, "tags is NULL, and tag_count is %lu", (unsigned long)d->tag_count);
+    if (d->partition_count && !d->partitions) return mgr__manager_fail(m, MGR_INVALID, "partitions is NULL, and partition_count is %lu", (unsigned long)d->partition_count);
     d->service_id = mgr__desc_text(m, given->service_id ? given->service_id : given->service_name);
     d->service_name = mgr__desc_text(m, given->service_name ? given->service_name : given->service_id);
     memset(host, 0, sizeof host);
-    if (!given->instance_id && m->io.hostname(m->io.user, host, sizeof host) < 0) return mgr__fail(m, MGR_SYSTEM, "the host name cannot be read: set instance_id");
+    if (!given->instance_id && m->io.hostname(m->io.user, host, sizeof host) < 0) return mgr__manager_fail(m, MGR_SYSTEM, "the host name cannot be read: set instance_id");
     d->instance_id = mgr__desc_text(m, given->instance_id ? given->instance_id : host);
     d->kv_prefix = mgr__desc_text(m, given->kv_prefix && given->kv_prefix[0] ? given->kv_prefix : "manager");
     d->address = mgr__desc_text(m, given->address);
@@ -12543,25 +12543,25 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     mgr__io_directory(directory, sizeof directory);
     m->directory = mgr__desc_text(m, directory);
     if (given->keeper_argv) {
-        const char **argv = mgr__copy_list(&m->arena, (const char *const *)given->keeper_argv, NULL);
+        const char **argv = mgr__manager_copy_list(&m->arena, (const char *const *)given->keeper_argv, NULL);
         memcpy(&d->keeper_argv, &argv, sizeof argv);    /* exec wants it without const; nobody writes to it */
     }
     mgr__desc_times(d);
-    if (m->arena.failed) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (m->arena.failed) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     mgr_result result = mgr__desc_check_name(m, "service_id", d->service_id);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "service_name", d->service_name);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "instance_id", d->instance_id);
     if (result == MGR_OK) result = mgr__desc_check_times(m);
     if (result == MGR_OK && !mgr__desc_prefix_fit(d->kv_prefix))
-        result = mgr__fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and single '/' between them, 255 bytes at most", d->kv_prefix);
+        result = mgr__manager_fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and single '/' between them, 255 bytes at most", d->kv_prefix);
     if (result == MGR_OK) result = mgr__desc_token(m);
     return result;
 }
 
 /* Of this boot and PID namespace: is the process still there? */
-static bool mgr__process_alive(void *user, uint64_t pid) { (void)user; return mgr__io_alive((pid_t)pid); }
+static bool mgr__manager_alive(void *user, uint64_t pid) { (void)user; return mgr__io_alive((pid_t)pid); }
 
-static mgr_result mgr__open_core(mgr *m)
+static mgr_result mgr__manager_open_core(mgr *m)
 {
     mgr__cluster_config config;
     mgr_desc *d = &m->desc;
@@ -12587,7 +12587,7 @@ static mgr_result mgr__open_core(mgr *m)
     mgr__io_boot(boot, sizeof boot);
     config.boot = mgr__arena_str(&m->arena, mgr__str_of(boot));
     config.pid = (uint64_t)m->pid;
-    config.alive = boot[0] ? mgr__process_alive : NULL;
+    config.alive = boot[0] ? mgr__manager_alive : NULL;
     m->io.random(m->io.user, &config.seed, sizeof config.seed);
     mgr__buf_clear(&m->error);
     mgr_result result = mgr__cluster_open(&m->cluster, &m->heap, &config, mgr__io_now(&m->io), &m->error);
@@ -12595,40 +12595,40 @@ static mgr_result mgr__open_core(mgr *m)
     return result;
 }
 
-static mgr_result mgr__open_loop(mgr *m)
+static mgr_result mgr__manager_open_loop(mgr *m)
 {
     int failed = mgr__loop_open(&m->loop, &m->io, &m->heap);
-    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "no descriptors for the loop: %s", mgr__io_text(failed));
+    if (failed < 0) return mgr__manager_fail(m, MGR_SYSTEM, "no descriptors for the loop: %s", mgr__io_text(failed));
     for (int i = 0; i < MGR__LANE_COUNT; i++)
-        mgr__http_init(&m->http[i], &m->io, &m->loop, &m->heap, m->addresses, m->address_count, mgr__http_answered, m);
+        mgr__http_init(&m->http[i], &m->io, &m->loop, &m->heap, m->addresses, m->address_count, mgr__manager_answered, m);
     return MGR_OK;
 }
 
-static mgr_result mgr__open_signals(mgr *m)
+static mgr_result mgr__manager_open_signals(mgr *m)
 {
     m->signal_fd = mgr__io_signals_open(&m->signal_mask);
-    if (m->signal_fd < 0) return mgr__fail(m, MGR_SYSTEM, "handle_signals: no signal descriptor (%s); call mgr_leave from a handler of your own", mgr__io_text(m->signal_fd));
+    if (m->signal_fd < 0) return mgr__manager_fail(m, MGR_SYSTEM, "handle_signals: no signal descriptor (%s); call mgr_leave from a handler of your own", mgr__io_text(m->signal_fd));
     m->signal_masked = true;
 #ifdef __linux__
-    int failed = mgr__loop_add(&m->loop, m->signal_fd, POLLIN, mgr__signal_ready, m);
-    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "handle_signals: %s", mgr__io_text(failed));
+    int failed = mgr__loop_add(&m->loop, m->signal_fd, POLLIN, mgr__manager_signal_ready, m);
+    if (failed < 0) return mgr__manager_fail(m, MGR_SYSTEM, "handle_signals: %s", mgr__io_text(failed));
 #endif
     return MGR_OK;
 }
 
-static mgr_result mgr__open_parts(mgr *m, const mgr_desc *desc)
+static mgr_result mgr__manager_open_parts(mgr *m, const mgr_desc *desc)
 {
     mgr_result result = mgr__desc_take(m, desc);
     if (result == MGR_OK) {
         mgr__buf_clear(&m->error);
         result = mgr__io_lookup(&m->io, m->desc.consul_addr, m->addresses, MGR_ADDRESS_COUNT_MAX, &m->address_count, &m->error);
     }
-    if (result == MGR_OK) result = mgr__open_core(m);
-    if (result == MGR_OK) result = mgr__open_loop(m);
+    if (result == MGR_OK) result = mgr__manager_open_core(m);
+    if (result == MGR_OK) result = mgr__manager_open_loop(m);
     if (result != MGR_OK || m->desc.observer) return result;
-    result = mgr__make_keeper(m, &m->keeper, &m->keeper_fd);    /* before the signals are blocked here */
+    result = mgr__manager_make_keeper(m, &m->keeper, &m->keeper_fd);    /* before the signals are blocked here */
     m->have_keeper = result == MGR_OK;
-    if (result == MGR_OK && m->desc.handle_signals) result = mgr__open_signals(m);
+    if (result == MGR_OK && m->desc.handle_signals) result = mgr__manager_open_signals(m);
     return result;
 }
 
@@ -12649,7 +12649,7 @@ MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
     m->keeper_fd = m->agent_keeper_fd = m->signal_fd = -1;
     m->loop.wake_read = m->loop.wake_write = m->loop.timer = m->loop.epoll = -1;
     for (int i = 0; i < MGR__LANE_COUNT; i++) m->http[i].fd = -1;
-    mgr_result result = desc ? mgr__open_parts(m, desc) : mgr__fail(m, MGR_INVALID, "a mgr_desc is needed");
+    mgr_result result = desc ? mgr__manager_open_parts(m, desc) : mgr__manager_fail(m, MGR_INVALID, "a mgr_desc is needed");
     m->opened = result == MGR_OK;
     if (m->error.at) mgr__one_line(m->error.at);
     if (m->opened && !m->desc.observer) mgr__loop_deadline(&m->loop, 1);     /* to enter: a foreign loop polls before it dispatches */
@@ -12664,25 +12664,25 @@ MGRAPI const char *mgr_error_text(const mgr *m)
 
 /* ---- stepping ---- */
 
-static mgr_result mgr__may_step(mgr *m)
+static mgr_result mgr__manager_may_step(mgr *m)
 {
     if (!m || !m->opened) return MGR_INVALID;
-    if (mgr__forked(m)) return MGR_FORKED;
+    if (mgr__manager_forked(m)) return MGR_FORKED;
     if (m->inside) return MGR_REENTRANT;
-    return m->desc.observer ? mgr__fail(m, MGR_NOT_MEMBER, "an observer has nothing to step: its calls wait by themselves") : MGR_OK;
+    return m->desc.observer ? mgr__manager_fail(m, MGR_NOT_MEMBER, "an observer has nothing to step: its calls wait by themselves") : MGR_OK;
 }
 
 MGRAPI mgr_result mgr_step(mgr *m, int timeout_ms)
 {
-    mgr_result may = mgr__may_step(m);
+    mgr_result may = mgr__manager_may_step(m);
     if (may != MGR_OK) return may;
-    if (m->is_over) return mgr__over_result(m);
-    mgr__turn(m);
-    if (m->is_over) return mgr__over_result(m);
+    if (m->is_over) return mgr__manager_over_result(m);
+    mgr__manager_turn(m);
+    if (m->is_over) return mgr__manager_over_result(m);
     int failed = mgr__loop_wait(&m->loop, timeout_ms);
-    if (failed < 0) return mgr__fail(m, MGR_SYSTEM, "poll: %s", mgr__io_text(failed));
-    mgr__turn(m);
-    return mgr__over_result(m);
+    if (failed < 0) return mgr__manager_fail(m, MGR_SYSTEM, "poll: %s", mgr__io_text(failed));
+    mgr__manager_turn(m);
+    return mgr__manager_over_result(m);
 }
 
 MGRAPI mgr_result mgr_run(mgr *m)
@@ -12713,12 +12713,12 @@ MGRAPI mgr_result mgr_dispatch(mgr *m, const struct pollfd *fds, size_t fd_count
 MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *, void *), void *arg)
 {
     if (!m || !m->opened || !fn) return MGR_INVALID;
-    if (mgr__forked(m)) return MGR_FORKED;      /* its wake-up would reach the parent */
+    if (mgr__manager_forked(m)) return MGR_FORKED;      /* its wake-up would reach the parent */
     uint32_t head = __atomic_load_n(&m->post_head, __ATOMIC_ACQUIRE);
     do {
         if (head - __atomic_load_n(&m->post_tail, __ATOMIC_ACQUIRE) >= MGR__POST_COUNT_MAX) return MGR_LIMIT;
     } while (!__atomic_compare_exchange_n(&m->post_head, &head, head + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-    mgr__post *post = &m->posts[head % MGR__POST_COUNT_MAX];
+    mgr__manager_post *post = &m->posts[head % MGR__POST_COUNT_MAX];
     post->fn = fn;
     post->arg = arg;
     __atomic_store_n(&post->ready, 1, __ATOMIC_RELEASE);
@@ -12728,14 +12728,14 @@ MGRAPI mgr_result mgr_post(mgr *m, void (*fn)(mgr *, void *), void *arg)
 
 MGRAPI void mgr_leave(mgr *m)
 {
-    if (!m || !m->opened || mgr__forked(m)) return;
+    if (!m || !m->opened || mgr__manager_forked(m)) return;
     __atomic_add_fetch(&m->leave_count, 1, __ATOMIC_SEQ_CST);
     mgr__loop_wake(&m->loop);
 }
 
 /* After leaving, the keeper has nothing to do. Otherwise this is as our death: it
  * stops the work, certifies, destroys the session. */
-static void mgr__end_keeper(mgr *m)
+static void mgr__manager_end_keeper(mgr *m)
 {
     if (!m->cluster.life[0]) mgr__keeper_dismiss(&m->keeper);
     mgr__keeper_close(&m->keeper);
@@ -12745,15 +12745,15 @@ MGRAPI void mgr_close(mgr *m)
 {
     if (!m) return;
     MGR_ASSERT(!m->inside);     /* the caller of the callback would go on with what is freed here */
-    bool forked = mgr__forked(m);
+    bool forked = mgr__manager_forked(m);
     if (forked) mgr__loop_forked(&m->loop);     /* or the child would empty the parent's epoll set */
     for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->http[i].loop) mgr__http_free(&m->http[i]);
-    if (m->have_keeper) { if (forked) mgr__keeper_forked(&m->keeper); else mgr__end_keeper(m); }
+    if (m->have_keeper) { if (forked) mgr__keeper_forked(&m->keeper); else mgr__manager_end_keeper(m); }
     if (m->have_agent_keeper) { if (forked) mgr__keeper_forked(&m->agent_keeper); else mgr__keeper_close(&m->agent_keeper); }
     if (m->signal_masked && !forked) { mgr__loop_remove(&m->loop, m->signal_fd); mgr__io_signals_close(m->signal_fd, &m->signal_mask); }
     mgr__loop_close(&m->loop);
     for (size_t i = 0; i < m->work_count; i++) mgr__free(&m->heap, m->works[i]);
-    mgr__procs_reap(m, true);
+    mgr__manager_procs_reap(m, true);
     for (size_t i = 0; i < m->check_count; i++) { mgr__arena_free(&m->checks[i]->arena); mgr__free(&m->heap, m->checks[i]); }
     while (m->grants) { mgr_grant *next = m->grants->next; mgr__free(&m->heap, m->grants); m->grants = next; }
     mgr__free(&m->heap, m->works);
@@ -12795,38 +12795,38 @@ MGRAPI uint64_t mgr_fence(const mgr *m, const char *partition)
 
 /* ---- processes ---- */
 
-static mgr_result mgr__member_only(mgr *m)
+static mgr_result mgr__manager_member_only(mgr *m)
 {
     if (!m || !m->opened) return MGR_INVALID;
-    if (mgr__forked(m)) return MGR_FORKED;
-    if (m->desc.observer) return mgr__fail(m, MGR_NOT_MEMBER, "an observer runs no work");
+    if (mgr__manager_forked(m)) return MGR_FORKED;
+    if (m->desc.observer) return mgr__manager_fail(m, MGR_NOT_MEMBER, "an observer runs no work");
     return MGR_OK;
 }
 
-static mgr_result mgr__run_process(mgr *m, const char *partition, const char *name, const mgr_process *process, bool daemon)
+static mgr_result mgr__manager_run_process(mgr *m, const char *partition, const char *name, const mgr_process *process, bool daemon)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!partition || !process || !process->argv || !process->argv[0]) return mgr__fail(m, MGR_INVALID, "a partition and a process with argv are needed");
-    if (process->_start_canary || process->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_process of partition %s was not zeroed before its fields were set", partition);
+    if (!partition || !process || !process->argv || !process->argv[0]) return mgr__manager_fail(m, MGR_INVALID, "a partition and a process with argv are needed");
+    if (process->_start_canary || process->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_process of partition %s was not zeroed before its fields were set", partition);
     if (!name) name = partition;
     mgr__work *work = mgr__work_find(m, partition);
-    if (!work || work->stopping) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition);
+    if (!work || work->stopping) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition);
     mgr__proc *old = mgr__proc_find(m, name);
-    if (old && (old->alive || old->restart_at || old->work != work)) return mgr__fail(m, MGR_CONFLICT, "a process named %s exists already", name);
+    if (old && (old->alive || old->restart_at || old->work != work)) return mgr__manager_fail(m, MGR_CONFLICT, "a process named %s exists already", name);
     if (old) mgr__proc_drop(old);
     mgr__proc *proc = mgr__proc_add(m, work, name, process);
-    if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
+    if (!proc) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
     proc->daemon = daemon;
     result = mgr__proc_start(m, proc, mgr__io_now(&m->io));
     mgr__loop_wake(&m->loop);
     if (result == MGR_OK) return MGR_OK;
     mgr__proc_drop(proc);
-    return mgr__fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
+    return mgr__manager_fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
 }
 
-MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__run_process(m, partition, name, process, false); }
-MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__run_process(m, partition, name, process, true); }
+MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__manager_run_process(m, partition, name, process, false); }
+MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__manager_run_process(m, partition, name, process, true); }
 
 MGRAPI pid_t mgr_pid(const mgr *m, const char *name)
 {
@@ -12836,11 +12836,11 @@ MGRAPI pid_t mgr_pid(const mgr *m, const char *name)
 
 MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     mgr__proc *proc = name ? mgr__proc_find(m, name) : NULL;
-    if (signal_number < 0 || signal_number > 64) return mgr__fail(m, MGR_INVALID, "%d is no signal", signal_number);
-    if (!proc || !proc->alive) return mgr__fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
+    if (signal_number < 0 || signal_number > 64) return mgr__manager_fail(m, MGR_INVALID, "%d is no signal", signal_number);
+    if (!proc || !proc->alive) return mgr__manager_fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
     mgr__keeper_signal(proc->keeper, proc->slot, signal_number);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -12850,24 +12850,24 @@ MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
 
 MGRAPI mgr_result mgr_hold(mgr *m, const char *partition)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
     if (result != MGR_OK) return result;
-    if (!work || work->stopping) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition ? partition : "(null)");
+    if (!work || work->stopping) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition ? partition : "(null)");
     work->held = work->in_process = true;
-    mgr__note_in_process(m);
+    mgr__manager_note_in_process(m);
     return MGR_OK;
 }
 
 MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
     if (result != MGR_OK) return result;
-    if (!work) return mgr__fail(m, MGR_STATE, "partition %s is not held by this instance", partition ? partition : "(null)");
+    if (!work) return mgr__manager_fail(m, MGR_STATE, "partition %s is not held by this instance", partition ? partition : "(null)");
     work->held = work->in_process = false;
     work->let_go = true;
-    mgr__note_in_process(m);
+    mgr__manager_note_in_process(m);
     for (size_t i = 0; work->stopping && i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], m->procs[i]->process.stop_grace_ms);
     mgr__work_look(m, work);
     mgr__loop_wake(&m->loop);
@@ -12876,18 +12876,18 @@ MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
 
 /* ---- observers: one request at a time, waited for ---- */
 
-static mgr_result mgr__outcome_result(mgr *m, const mgr__answer *a, const char *what)
+static mgr_result mgr__manager_outcome_result(mgr *m, const mgr__answer *a, const char *what)
 {
     int len = (int)mgr__min64(300, (int64_t)a->text.len);
     switch (a->outcome) {
     case MGR__OUTCOME_OK:        return MGR_OK;
-    case MGR__OUTCOME_CONFLICT:  return mgr__fail(m, MGR_CONFLICT, "%s: somebody changed it meanwhile; try again", what);
-    case MGR__OUTCOME_NOT_FOUND: return mgr__fail(m, MGR_NOT_FOUND, "%s: Consul does not know it", what);
-    case MGR__OUTCOME_DENIED:    return mgr__fail(m, MGR_DENIED, "%s: an ACL right is missing: %.*s", what, len, a->text.at);
-    case MGR__OUTCOME_REJECTED:  return mgr__fail(m, MGR_PROTOCOL, "%s: Consul refuses: %.*s", what, len, a->text.at);
+    case MGR__OUTCOME_CONFLICT:  return mgr__manager_fail(m, MGR_CONFLICT, "%s: somebody changed it meanwhile; try again", what);
+    case MGR__OUTCOME_NOT_FOUND: return mgr__manager_fail(m, MGR_NOT_FOUND, "%s: Consul does not know it", what);
+    case MGR__OUTCOME_DENIED:    return mgr__manager_fail(m, MGR_DENIED, "%s: an ACL right is missing: %.*s", what, len, a->text.at);
+    case MGR__OUTCOME_REJECTED:  return mgr__manager_fail(m, MGR_PROTOCOL, "%s: Consul refuses: %.*s", what, len, a->text.at);
     case MGR__OUTCOME_UNSENT: case MGR__OUTCOME_UNKNOWN: break;
     }
-    return mgr__fail(m, MGR_UNREACHABLE, "%s: no answer from Consul at %s: %.*s", what, m->desc.consul_addr, len, a->text.at);
+    return mgr__manager_fail(m, MGR_UNREACHABLE, "%s: no answer from Consul at %s: %.*s", what, m->desc.consul_addr, len, a->text.at);
 }
 
 /* Send m->side and wait. The answer's views live until the next call. */
@@ -12895,7 +12895,7 @@ static void mgr__call(mgr *m, uint32_t timeout_ms)
 {
     mgr__http *h = &m->http[MGR__LANE_WORK];
     m->call_done = false;
-    mgr__send(m, MGR__LANE_WORK, &m->side, timeout_ms);
+    mgr__manager_send(m, MGR__LANE_WORK, &m->side, timeout_ms);
     while (!m->call_done) {
         mgr__loop_deadline(&m->loop, mgr__max64(1, mgr__http_deadline(h)));
         if (mgr__loop_wait(&m->loop, -1) < 0) break;
@@ -12913,17 +12913,17 @@ static mgr_result mgr__call_list(mgr *m, const char *below, uint32_t timeout_ms)
     mgr__request_start(&m->side, &m->heap, MGR__ASK_LIST, MGR__LANE_WORK);
     m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, below, mgr__nobody());
     mgr__call(m, timeout_ms);
-    return mgr__outcome_result(m, &m->call_answer, "reading the service's keys");
+    return mgr__manager_outcome_result(m, &m->call_answer, "reading the service's keys");
 }
 
 static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t timeout_ms)
 {
     mgr_result result = mgr__call_list(m, "cluster/", timeout_ms);
     if (result != MGR_OK) return result;
-    if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     if (picture->marker.exists && picture->marker.hash[0]) return MGR_OK;
     mgr__picture_free(picture);
-    return mgr__fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s: is the id right, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
+    return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s: is the id right, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
 }
 
 static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *set, uint32_t timeout_ms)
@@ -12931,10 +12931,10 @@ static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *s
     mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
     mgr__request_op(&m->side, MGR__GET, mgr__key_make(&m->side.arena, &m->cluster.root, "sets/", mgr__str_of(picture->marker.hash)));
     mgr__call(m, timeout_ms);
-    mgr_result result = mgr__outcome_result(m, &m->call_answer, "reading the partition set");
+    mgr_result result = mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
     if (result != MGR_OK) return result;
     if (m->call_answer.kv_count && mgr__set_read(set, &m->heap, m->call_answer.kvs[0].value)) return MGR_OK;
-    return mgr__fail(m, MGR_PROTOCOL, "the partition set sets/%s cannot be read", picture->marker.hash);
+    return mgr__manager_fail(m, MGR_PROTOCOL, "the partition set sets/%s cannot be read", picture->marker.hash);
 }
 
 static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool drain)
@@ -12948,7 +12948,7 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     bool takes_back = !evict && !drain && standing;     /* undrain of an instance that is away */
     if ((!member && !takes_back) || (evict && !member->alive)) {
         mgr__picture_free(&picture);
-        return mgr__fail(m, MGR_NOT_FOUND, "service \"%s\" has no live instance \"%s\": see `manager status`", m->desc.service_id, instance);
+        return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no live instance \"%s\": see `manager status`", m->desc.service_id, instance);
     }
     mgr__wish wish;
     wish.drain = evict ? member->wish_drain : drain;
@@ -12961,7 +12961,7 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     op->value = mgr__request_keep(&m->side, &value);
     mgr__picture_free(&picture);
     mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
-    return mgr__outcome_result(m, &m->call_answer, "writing the wish");
+    return mgr__manager_outcome_result(m, &m->call_answer, "writing the wish");
 }
 
 static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
@@ -12971,7 +12971,7 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
     mgr__setter_start(s, &m->heap, set, MGR__VERSION_STANDING, m->desc.delay_ms);
     while (mgr__setter_busy(s)) {
         int64_t now = mgr__io_now(&m->io);
-        if (now > until) return mgr__fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s", m->desc.consul_addr);
+        if (now > until) return mgr__manager_fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s", m->desc.consul_addr);
         mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
         if (!mgr__setter_next(s, &m->heap, &m->cluster.root, &m->side, now)) {
             mgr__loop_deadline(&m->loop, mgr__max64(now, s->not_before));
@@ -12980,32 +12980,32 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
         }
         bool first = s->state == MGR__SETTER_LOOK;
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
-        if (first && (m->call_answer.outcome == MGR__OUTCOME_UNSENT || m->call_answer.outcome == MGR__OUTCOME_UNKNOWN)) return mgr__outcome_result(m, &m->call_answer, "reading the partition set");
+        if (first && (m->call_answer.outcome == MGR__OUTCOME_UNSENT || m->call_answer.outcome == MGR__OUTCOME_UNKNOWN)) return mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
         mgr__setter_answer(s, &m->heap, &m->cluster.root, mgr__str_of(m->cluster.session_name), &m->call_answer, mgr__io_now(&m->io));
     }
     if (s->result == MGR_OK) return MGR_OK;
-    return mgr__fail(m, s->result, "%.*s", (int)s->trouble.len, s->trouble.at);
+    return mgr__manager_fail(m, s->result, "%.*s", (int)s->trouble.len, s->trouble.at);
 }
 
 /* ---- the cluster ---- */
 
-static mgr_result mgr__usable(mgr *m)
+static mgr_result mgr__manager_usable(mgr *m)
 {
     if (!m || !m->opened) return MGR_INVALID;
-    return mgr__forked(m) ? MGR_FORKED : MGR_OK;
+    return mgr__manager_forked(m) ? MGR_FORKED : MGR_OK;
 }
 
 MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count)
 {
     mgr__set set;
     mgr__str bad;
-    mgr_result result = mgr__usable(m);
+    mgr_result result = mgr__manager_usable(m);
     if (result != MGR_OK) return result;
-    if (!names && name_count) return mgr__fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
-    for (size_t i = 0; i < name_count; i++) if (!names[i]) return mgr__fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
+    if (!names && name_count) return mgr__manager_fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
+    for (size_t i = 0; i < name_count; i++) if (!names[i]) return mgr__manager_fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
     const char *fault = mgr__set_make(&set, &m->heap, names, name_count, &bad);
     if (fault) {
-        mgr__fail(m, MGR_INVALID, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
+        mgr__manager_fail(m, MGR_INVALID, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
         mgr__set_free(&set);
         return MGR_INVALID;
     }
@@ -13017,36 +13017,36 @@ MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t na
 
 MGRAPI mgr_result mgr_drain(mgr *m, bool on)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result == MGR_OK) { mgr__cluster_drain(&m->cluster, on); mgr__loop_wake(&m->loop); }
     return result;
 }
 
 MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     mgr__part *part = partition ? mgr__cluster_part(&m->cluster, mgr__str_of(partition)) : NULL;
-    if (!part || !part->in_set) return mgr__fail(m, MGR_NOT_FOUND, "no partition %s in the set", partition ? partition : "(null)");
+    if (!part || !part->in_set) return mgr__manager_fail(m, MGR_NOT_FOUND, "no partition %s in the set", partition ? partition : "(null)");
     mgr__cluster_refuse(&m->cluster, part, for_ms, for_ms > 0, mgr__io_now(&m->io));
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
 
-static mgr_result mgr__put_wish(mgr *m, const char *instance, bool evict, bool drain)
+static mgr_result mgr__manager_put_wish(mgr *m, const char *instance, bool evict, bool drain)
 {
-    mgr_result result = mgr__usable(m);
+    mgr_result result = mgr__manager_usable(m);
     if (result != MGR_OK) return result;
-    if (!instance || !instance[0]) return mgr__fail(m, MGR_INVALID, "an instance id is needed");
+    if (!instance || !instance[0]) return mgr__manager_fail(m, MGR_INVALID, "an instance id is needed");
     if (m->desc.observer) return mgr__call_wish(m, instance, evict, drain);
-    if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance))) return mgr__fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
-    if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance))) return mgr__manager_fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
+    if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
 
-MGRAPI mgr_result mgr_evict(mgr *m, const char *instance) { return mgr__put_wish(m, instance, true, false); }
-MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on) { return mgr__put_wish(m, instance, false, on); }
+MGRAPI mgr_result mgr_evict(mgr *m, const char *instance) { return mgr__manager_put_wish(m, instance, true, false); }
+MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on) { return mgr__manager_put_wish(m, instance, false, on); }
 
 /* ---- health ---- */
 
@@ -13061,7 +13061,7 @@ static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
 {
     bool same = (!old->partition && !check->partition) || (old->partition && check->partition && strcmp(old->partition, check->partition) == 0);
     if (!same) {
-        mgr__fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, old->partition ? old->partition : "the instance");
+        mgr__manager_fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, old->partition ? old->partition : "the instance");
         mgr__arena_free(&check->arena);
         mgr__free(&m->heap, check);
         return MGR_CONFLICT;
@@ -13076,18 +13076,18 @@ static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
 
 static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check *given, bool script)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!given) return mgr__fail(m, MGR_INVALID, "a check is needed");
-    if (given->_start_canary || given->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
-    if (script && (!given->argv || !given->argv[0])) return mgr__fail(m, MGR_INVALID, "a script check needs argv");
-    if (!script && !given->ttl_ms) return mgr__fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
+    if (!given) return mgr__manager_fail(m, MGR_INVALID, "a check is needed");
+    if (given->_start_canary || given->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
+    if (script && (!given->argv || !given->argv[0])) return mgr__manager_fail(m, MGR_INVALID, "a script check needs argv");
+    if (!script && !given->ttl_ms) return mgr__manager_fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
     mgr__work *work = mgr__work_find(m, partition);
-    if (partition && (!work || work->stopping)) return mgr__fail(m, MGR_STATE, "partition %s is not assumed by this instance: its checks are given in on_acquire, and end with it", partition);
-    if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
+    if (partition && (!work || work->stopping)) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance: its checks are given in on_acquire, and end with it", partition);
+    if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__manager_fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
     void *items = m->checks;
     mgr__check *check = (mgr__check *)mgr__alloc(&m->heap, sizeof *check);
-    if (!check || !mgr__grow(&m->heap, &items, &m->check_cap, m->check_count, sizeof *m->checks)) { mgr__free(&m->heap, check); return mgr__fail(m, MGR_NO_MEMORY, "out of memory"); }
+    if (!check || !mgr__grow(&m->heap, &items, &m->check_cap, m->check_count, sizeof *m->checks)) { mgr__free(&m->heap, check); return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory"); }
     m->checks = (mgr__check **)items;
     mgr__arena_init(&check->arena, &m->heap);
     char id[MGR_NAME_BYTES_MAX + 16];
@@ -13095,10 +13095,10 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     check->check = *given;
     check->check.id = mgr__arena_str(&check->arena, mgr__str_of(given->id ? given->id : id)).at;
     check->check.name = mgr__arena_str(&check->arena, mgr__str_of(given->name ? given->name : check->check.id)).at;
-    check->check.argv = mgr__copy_list(&check->arena, given->argv, NULL);
+    check->check.argv = mgr__manager_copy_list(&check->arena, given->argv, NULL);
     check->partition = partition ? mgr__arena_str(&check->arena, mgr__str_of(partition)).at : NULL;
     check->script = script;
-    if (check->arena.failed) { mgr__arena_free(&check->arena); mgr__free(&m->heap, check); return mgr__fail(m, MGR_NO_MEMORY, "out of memory"); }
+    if (check->arena.failed) { mgr__arena_free(&check->arena); mgr__free(&m->heap, check); return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory"); }
     if (!check->check.interval_ms) check->check.interval_ms = 10000;
     if (!check->check.timeout_ms) check->check.timeout_ms = 30000;
     check->due_at = mgr__io_now(&m->io) + (script ? check->check.interval_ms : check->check.ttl_ms);
@@ -13114,10 +13114,10 @@ MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *
 
 static mgr_result mgr__check_report(mgr *m, const char *check_id, int status, const char *note)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     mgr__check *check = check_id ? mgr__check_find(m, check_id) : NULL;
-    if (!check) return mgr__fail(m, MGR_NOT_FOUND, "no check %s", check_id ? check_id : "(null)");
+    if (!check) return mgr__manager_fail(m, MGR_NOT_FOUND, "no check %s", check_id ? check_id : "(null)");
     if (!check->script) check->due_at = mgr__io_now(&m->io) + check->check.ttl_ms;
     mgr__check_set(m, check, status, note ? note : "");
     mgr__loop_wake(&m->loop);
@@ -13130,9 +13130,9 @@ MGRAPI mgr_result mgr_check_fail(mgr *m, const char *check_id, const char *note)
 
 /* ---- the Consul agent ---- */
 
-typedef struct mgr__args { mgr__arena *arena; const char **at; size_t count, cap; } mgr__args;
+typedef struct mgr__manager_args { mgr__arena *arena; const char **at; size_t count, cap; } mgr__manager_args;
 
-static void mgr__args_add(mgr__args *args, const char *name, const char *value)
+static void mgr__manager_args_add(mgr__manager_args *args, const char *name, const char *value)
 {
     if (!value) return;
     mgr__buf text;
@@ -13143,46 +13143,46 @@ static void mgr__args_add(mgr__args *args, const char *name, const char *value)
     mgr__buf_free(&text);
 }
 
-static void mgr__agent_args(mgr__args *args, const mgr_agent *a)
+static void mgr__manager_agent_args(mgr__manager_args *args, const mgr_agent *a)
 {
     char number[64];
-    mgr__args_add(args, "", mgr__or(a->program, "consul"));
-    mgr__args_add(args, "", "agent");
-    if (a->dev) mgr__args_add(args, "", "-dev");
-    if (a->server) mgr__args_add(args, "", "-server");
+    mgr__manager_args_add(args, "", mgr__or(a->program, "consul"));
+    mgr__manager_args_add(args, "", "agent");
+    if (a->dev) mgr__manager_args_add(args, "", "-dev");
+    if (a->server) mgr__manager_args_add(args, "", "-server");
     snprintf(number, sizeof number, "%lu", (unsigned long)a->bootstrap_expect);
-    if (a->bootstrap_expect) mgr__args_add(args, "-bootstrap-expect=", number);
-    mgr__args_add(args, "-data-dir=", a->data_dir);
-    mgr__args_add(args, "-node=", a->node);
-    mgr__args_add(args, "-bind=", a->bind_addr);
-    mgr__args_add(args, "-client=", a->client_addr);
-    mgr__args_add(args, "-config-file=", a->config_file);
-    mgr__args_add(args, "-log-level=", mgr__or(a->log_level, "warn"));
+    if (a->bootstrap_expect) mgr__manager_args_add(args, "-bootstrap-expect=", number);
+    mgr__manager_args_add(args, "-data-dir=", a->data_dir);
+    mgr__manager_args_add(args, "-node=", a->node);
+    mgr__manager_args_add(args, "-bind=", a->bind_addr);
+    mgr__manager_args_add(args, "-client=", a->client_addr);
+    mgr__manager_args_add(args, "-config-file=", a->config_file);
+    mgr__manager_args_add(args, "-log-level=", mgr__or(a->log_level, "warn"));
     snprintf(number, sizeof number, "%u", (unsigned)a->http_port);
-    if (a->http_port) mgr__args_add(args, "-http-port=", number);
-    if (a->ca_file) { mgr__args_add(args, "", "-hcl"); mgr__buf hcl; mgr__buf_init(&hcl, args->arena->heap, 8192); mgr__buf_printf(&hcl, "ca_file = \"%s\"", a->ca_file); mgr__args_add(args, "", mgr__buf_cstr(&hcl)); mgr__buf_free(&hcl); }
-    if (a->verify_outgoing) { mgr__args_add(args, "", "-hcl"); mgr__args_add(args, "", "verify_outgoing = true"); }
+    if (a->http_port) mgr__manager_args_add(args, "-http-port=", number);
+    if (a->ca_file) { mgr__manager_args_add(args, "", "-hcl"); mgr__buf hcl; mgr__buf_init(&hcl, args->arena->heap, 8192); mgr__buf_printf(&hcl, "ca_file = \"%s\"", a->ca_file); mgr__manager_args_add(args, "", mgr__buf_cstr(&hcl)); mgr__buf_free(&hcl); }
+    if (a->verify_outgoing) { mgr__manager_args_add(args, "", "-hcl"); mgr__manager_args_add(args, "", "verify_outgoing = true"); }
     for (size_t i = 0; i < a->tag_count; i++) {
         snprintf(number, sizeof number, "tag-%lu:", (unsigned long)i);
-        mgr__args_add(args, "", "-node-meta");
-        mgr__args_add(args, number, a->tags[i]);
+        mgr__manager_args_add(args, "", "-node-meta");
+        mgr__manager_args_add(args, number, a->tags[i]);
     }
-    for (size_t i = 0; i < a->arg_count; i++) mgr__args_add(args, "", a->args[i]);
+    for (size_t i = 0; i < a->arg_count; i++) mgr__manager_args_add(args, "", a->args[i]);
 }
 
 /* A keeper of its own: the agent must outlive a life that ends. */
 MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
 {
-    mgr__args args;
+    mgr__manager_args args;
     mgr__arena arena;
     mgr_process process;
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!agent || agent->_start_canary || agent->_end_canary) return mgr__fail(m, MGR_INVALID, "the mgr_agent was not zeroed before its fields were set");
-    if (!agent->dev && !agent->data_dir && !agent->config_file) return mgr__fail(m, MGR_INVALID, "an agent needs data_dir, or a config_file that names one, or dev");
-    if (mgr__proc_find(m, "consul agent")) return mgr__fail(m, MGR_STATE, "an agent was started already");
+    if (!agent || agent->_start_canary || agent->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_agent was not zeroed before its fields were set");
+    if (!agent->dev && !agent->data_dir && !agent->config_file) return mgr__manager_fail(m, MGR_INVALID, "an agent needs data_dir, or a config_file that names one, or dev");
+    if (mgr__proc_find(m, "consul agent")) return mgr__manager_fail(m, MGR_STATE, "an agent was started already");
     if (!m->have_agent_keeper) {
-        result = mgr__make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd);
+        result = mgr__manager_make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd);
         m->have_agent_keeper = result == MGR_OK;
         if (result != MGR_OK) return result;
     }
@@ -13191,13 +13191,13 @@ MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
     args.arena = &arena;
     args.cap = agent->tag_count * 2 + agent->arg_count + 32;
     args.at = (const char **)mgr__arena_alloc(&arena, args.cap * sizeof *args.at);
-    if (args.at) mgr__agent_args(&args, agent);
+    if (args.at) mgr__manager_agent_args(&args, agent);
     memset(&process, 0, sizeof process);
     process.argv = args.at;
     process.stop_signal = SIGINT;       /* Consul leaves politely on SIGINT, sessions and all */
     mgr__proc *proc = arena.failed ? NULL : mgr__proc_add(m, NULL, "consul agent", &process);
     mgr__arena_free(&arena);
-    if (!proc) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!proc) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     proc->keeper = &m->agent_keeper;
     proc->daemon = true;
     return mgr__proc_start(m, proc, mgr__io_now(&m->io));
@@ -13205,12 +13205,12 @@ MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
 
 MGRAPI mgr_result mgr_agent_join(mgr *m, const char *address)
 {
-    mgr_result result = mgr__member_only(m);
+    mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!address || !address[0]) return mgr__fail(m, MGR_INVALID, "an address to join is needed");
+    if (!address || !address[0]) return mgr__manager_fail(m, MGR_INVALID, "an address to join is needed");
     mgr__free(&m->heap, m->join_address);
     m->join_address = mgr__dup(&m->heap, mgr__str_of(address));
-    if (!m->join_address) return mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!m->join_address) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
@@ -13303,21 +13303,21 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
     return v->arena.failed ? MGR_NO_MEMORY : MGR_OK;
 }
 
-static mgr_result mgr__observer_only(mgr *m)
+static mgr_result mgr__manager_observer_only(mgr *m)
 {
-    mgr_result result = mgr__usable(m);
-    if (result == MGR_OK && !m->desc.observer) result = mgr__fail(m, MGR_STATE, "only an observer (desc.observer) can wait for a view");
+    mgr_result result = mgr__manager_usable(m);
+    if (result == MGR_OK && !m->desc.observer) result = mgr__manager_fail(m, MGR_STATE, "only an observer (desc.observer) can wait for a view");
     return result;
 }
 
-static uint32_t mgr__ms_until(const mgr *m, int64_t until) { return (uint32_t)mgr__max64(1, until - mgr__io_now(&m->io)); }
+static uint32_t mgr__manager_ms_until(const mgr *m, int64_t until) { return (uint32_t)mgr__max64(1, until - mgr__io_now(&m->io)); }
 
 MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
 {
     mgr__picture picture;
     mgr__set set;
     *out = NULL;
-    mgr_result result = mgr__observer_only(m);
+    mgr_result result = mgr__manager_observer_only(m);
     int64_t until = result == MGR_OK ? mgr__io_now(&m->io) + timeout_ms : 0;
     if (result == MGR_OK) result = mgr__call_picture(m, &picture, timeout_ms);
     if (result != MGR_OK) return result;
@@ -13325,13 +13325,13 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     mgr__arena_init(&set.arena, &m->heap);
     uint64_t index = picture.index;
     mgr__view *v = (mgr__view *)mgr__alloc(&m->heap, sizeof *v);
-    if (!v) result = mgr__fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!v) result = mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     else mgr__arena_init(&v->arena, &m->heap);
-    if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, mgr__ms_until(m, until));
-    if (result == MGR_OK) result = mgr__call_list(m, "owners/", mgr__ms_until(m, until));
+    if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, mgr__manager_ms_until(m, until));
+    if (result == MGR_OK) result = mgr__call_list(m, "owners/", mgr__manager_ms_until(m, until));
     if (result == MGR_OK) {
         result = mgr__view_fill(m, v, &picture, &set);
-        if (result != MGR_OK) mgr__fail(m, result, "the view cannot be made: %s", mgr_result_text(result));
+        if (result != MGR_OK) mgr__manager_fail(m, result, "the view cannot be made: %s", mgr_result_text(result));
         v->view.index = m->call_answer.index > index ? m->call_answer.index : index;
     }
     mgr__set_free(&set);
@@ -13351,14 +13351,14 @@ MGRAPI void mgr_view_free(mgr *m, mgr_view *view)
 
 MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms)
 {
-    mgr_result result = mgr__observer_only(m);
+    mgr_result result = mgr__manager_observer_only(m);
     if (result != MGR_OK) return result;
     mgr__request_start(&m->side, &m->heap, MGR__ASK_WATCH, MGR__LANE_WORK);
     m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, "", mgr__nobody());
     m->side.index = index ? index : 1;
     m->side.wait_ms = (uint32_t)mgr__min64(timeout_ms, MGR__VIEW_WAIT_MS_MAX);
     mgr__call(m, m->side.wait_ms + m->side.wait_ms / 16 + 2000);
-    return mgr__outcome_result(m, &m->call_answer, "waiting for a change");
+    return mgr__manager_outcome_result(m, &m->call_answer, "waiting for a change");
 }
 
 #endif /* MANAGER_IMPLEMENTATION */

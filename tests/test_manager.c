@@ -387,7 +387,7 @@ TEST(the_default_delay_fits_the_lease)
         mgr *m;
         d.lease_ms = leases[i];
         CHECK_INT(mgr_open(&m, &d), MGR_OK);
-        CHECK(m->desc.delay_ms >= mgr__delay_least(m->desc.lease_ms));
+        CHECK(m->desc.delay_ms >= mgr__manager_delay_least(m->desc.lease_ms));
         if (!leases[i]) CHECK_INT(m->desc.delay_ms, 16000);
         mgr_close(m);
     }
