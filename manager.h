@@ -151,6 +151,10 @@
  *     "released", or cluster/dead/<life of its value> stands, or the loss has been
  *     seen for max(own delay, delay in the value). The lock is a transaction
  *     [check-index at the index that was read, lock]: decided in raft order.
+ *     A certified life whose session still stands is dead all the same: the
+ *     transaction takes its lock off first, so that a proven death costs two writes
+ *     and not three. A key that is missing has no index by which its loss could be
+ *     timed: it is made anew, as lost, and the delay counts from there.
  *     Consul's lock-delay is not relied on: it is checked before raft, so that a
  *     spinning acquire can win it; sessions are made with LockDelay 0.
  *  c. The lease runs from the moment the last linearizable confirmation was sent:
@@ -3891,6 +3895,8 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
         member->wish_drain = picture->wishes[i].wish.drain;
         member->wish_evict = picture->wishes[i].wish.evict;
     }
+    for (size_t i = 0; i < picture->member_count; i++)      /* dead at once, though its session may stand for a while */
+        if (mgr__picture_certified(picture, picture->members[i].session)) picture->members[i].alive = false;
     mgr__picture_count(picture);
     if (!picture->arena.failed) return true;
     mgr__picture_free(picture);
@@ -4030,6 +4036,20 @@ static mgr__str mgr__request_keep(mgr__request *r, mgr__buf *value)
     return kept;
 }
 
+/* The value of an owner key that nobody has had yet, or whose owner is not known. */
+static mgr__str mgr__holding_nobodys(mgr__request *r, bool released, uint64_t delay_ms)
+{
+    mgr__buf value;
+    mgr__holding owner;
+    memset(&owner, 0, sizeof owner);
+    owner.life = owner.instance = owner.last_exit = mgr__str_of("");
+    owner.released = released;
+    owner.delay_ms = delay_ms;
+    mgr__buf_init(&value, r->arena.heap, 4096);
+    mgr__holding_write(&owner, &value);
+    return mgr__request_keep(r, &value);
+}
+
 /* ---- putting a set in force: a small machine of its own ----
  * marker by CAS (only for a first set) -> who else has a session? -> which owner
  * keys stand? -> make the missing ones, conditioned on the marker -> the set and
@@ -4125,15 +4145,7 @@ static mgr__str mgr__setter_marker_value(const mgr__setter *s, mgr__request *r, 
 
 static mgr__str mgr__setter_fresh_owner(const mgr__setter *s, mgr__request *r)
 {
-    mgr__buf value;
-    mgr__holding owner;
-    memset(&owner, 0, sizeof owner);
-    owner.life = owner.instance = owner.last_exit = mgr__str_of("");
-    owner.released = !s->lost;
-    owner.delay_ms = s->marker.delay_max_ms > s->delay_ms ? s->marker.delay_max_ms : s->delay_ms;
-    mgr__buf_init(&value, r->arena.heap, 4096);
-    mgr__holding_write(&owner, &value);
-    return mgr__request_keep(r, &value);
+    return mgr__holding_nobodys(r, !s->lost, s->marker.delay_max_ms > s->delay_ms ? s->marker.delay_max_ms : s->delay_ms);
 }
 
 /* A name that the replaced set had and whose key is gone was deleted by hand:
@@ -4315,7 +4327,6 @@ typedef enum mgr__part_state {
     MGR__PART_LOST              /* the lock is gone or doubtful: work is being killed */
 } mgr__part_state;
 
-#define MGR__ABSENT UINT64_MAX    /* in doubt_index: the lock was conditioned on there being no key */
 
 typedef struct mgr__part {
     mgr__str name;              /* terminated; owned */
@@ -4370,7 +4381,7 @@ typedef enum mgr__phase {
 typedef enum mgr__task {
     MGR__TASK_NONE, MGR__TASK_WATCH, MGR__TASK_CONFIRM, MGR__TASK_RENEW, MGR__TASK_PASS,
     MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
-    MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
+    MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
     MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_WISH,
     MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE
 } mgr__task;
@@ -4521,7 +4532,7 @@ enum {
     MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
-    MGR__LOCKS_PER_TXN = 31, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
+    MGR__LOCKS_PER_TXN = 31, MGR__LOCK_OPS = 3 /* check, unlock, lock */, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
 };
 
 /* ---- the core: actions out ---- */
@@ -4833,6 +4844,17 @@ static void mgr__cluster_map(mgr__cluster *c)
     mgr__free(c->heap, owners);
 }
 
+/* A lock of ours that landed late, on what we do not want, or no longer: it is given back. */
+static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p)
+{
+    bool wanted = c->phase == MGR__PHASE_MEMBER && p->assigned && p->in_set;
+    if (p->state != MGR__PART_IDLE || wanted || p->work || !p->seen || p->stale) return;
+    if (!p->held || !mgr__str_is(mgr__cluster_life(c), p->holder)) return;
+    p->state = MGR__PART_UNLOCKING;
+    p->key_index = p->seen_index;
+    p->fence = 0;
+}
+
 /* What the new map asks of the partitions that we hold. */
 static void mgr__cluster_follow_map(mgr__cluster *c)
 {
@@ -4844,6 +4866,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c)
     }
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
+        mgr__part_give_back(c, p);
         if (p->state != MGR__PART_ASSUMED) continue;
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
@@ -4864,7 +4887,7 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
             mgr__cluster_tell(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
         if (!m->alive && (!old || old->alive))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is dead: its session is gone", m->id.at);
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is dead: %s", m->id.at, m->session.len ? "its keeper certifies it" : "its session is gone");
     }
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
@@ -4982,16 +5005,24 @@ static bool mgr__cluster_set_is_old(const mgr__cluster *c)
 
 static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, int64_t now)
 {
-    if (!p->seen || p->held) return MGR__NEVER;
+    if (!p->seen || !p->seen_exists) return MGR__NEVER;
     bool believed = now >= c->distrust_until;
-    if (p->seen_exists && p->seen_released && believed) return now;
-    if (p->seen_exists && p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;
-    return p->lost_since + p->lost_delay_ms;
+    if (!p->held && p->seen_released && believed) return now;
+    if (p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;
+    return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms;
 }
 
 static bool mgr__part_wanted(const mgr__cluster *c, const mgr__part *p)
 {
     return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work;
+}
+
+/* A key that is missing has no index by which its loss could be timed: it may have
+ * been made, locked and deleted again since it was last looked for. So it is made
+ * anew, as lost, and the delay counts from there. */
+static bool mgr__part_missing(const mgr__cluster *c, const mgr__part *p)
+{
+    return mgr__part_wanted(c, p) && !p->stale && p->seen && !p->seen_exists;
 }
 
 /* What a linearizable read says of a key. */
@@ -5019,7 +5050,7 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
         p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);
     }
     if (p->held) p->lost_since = 0;
-    if (p->doubt_index && p->doubt_index != (owner.exists ? owner.modify_index : MGR__ABSENT)) p->doubt_index = 0;
+    if (p->doubt_index && p->doubt_index != owner.modify_index) p->doubt_index = 0;
     p->seen = true;
     p->seen_index = owner.modify_index;
     if (owner.serial > p->serial) p->serial = owner.serial;
@@ -5029,7 +5060,7 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
         p->told_waiting = true;
         mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s", p->name.at, p->holder_id);
-    } else if (!p->held && mgr__part_takeable_at(c, p, now) > now) {
+    } else if (!p->held && p->seen_exists && mgr__part_takeable_at(c, p, now) > now) {
         p->told_waiting = true;
         mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
                           p->name.at, p->holder_id[0] ? p->holder_id : "nobody known", (long long)(mgr__part_takeable_at(c, p, now) - now));
@@ -5116,15 +5147,20 @@ static mgr__str mgr__cluster_owner_value(mgr__cluster *c, mgr__request *r, mgr__
     return mgr__request_keep(r, &value);
 }
 
-/* [check p at its index, verb p]: how every write of an owner key looks. */
+/* [check p at its index, verb p]: how every write of an owner key looks. A lock that a
+ * certified life left behind is first taken off, in that life's name: its session is
+ * not waited for. */
 static void mgr__cluster_add_owner(mgr__cluster *c, mgr__errand *e, mgr__part *p, mgr__verb verb, uint64_t index)
 {
     mgr__request *r = &e->request;
     mgr__str key = mgr__key_make(&r->arena, &c->root, "owners/", p->name);
     e->parts[r->op_count] = p;
-    if (index) mgr__request_check_index(r, key, index);
-    else mgr__request_op(r, MGR__CHECK_ABSENT, key);
+    mgr__request_check_index(r, key, index);
     e->parts[r->op_count] = p;
+    if (p->state == MGR__PART_IDLE && p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
+        mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, mgr__str_of(p->holder));
+        e->parts[r->op_count] = p;
+    }
     mgr__op *op = mgr__request_op(r, verb, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     op->value = mgr__cluster_owner_value(c, r, p, verb == MGR__UNLOCK);
@@ -5321,6 +5357,7 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     c->joining = c->config.settle_ms > 0 && !(old && old->grace_ms && !old->joining);
     if (old) mgr__request_check_index(r, key, old->modify_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, key);
+    if (old && old->session.len) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);   /* a certified life's */
     mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     op->value = mgr__cluster_own_value(c, r);
@@ -5416,7 +5453,7 @@ static bool mgr__cluster_ask_unlock(mgr__cluster *c, int64_t now)
 static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
 {
     mgr__errand *e = NULL;
-    for (size_t i = 0, n = 0; i < c->part_count && n < MGR__LOCKS_PER_TXN; i++) {
+    for (size_t i = 0; i < c->part_count && (!e || e->request.op_count + MGR__LOCK_OPS <= MGR__TXN_OPS_MAX); i++) {
         mgr__part *p = c->parts[i];
         bool ours = p->held && mgr__str_is(mgr__cluster_life(c), p->holder);    /* a lock whose answer was lost: take it anew, with a new fence */
         if (!mgr__part_wanted(c, p) || p->stale || (!ours && mgr__part_takeable_at(c, p, now) > now)) continue;
@@ -5429,10 +5466,32 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
         p->attempts = 0;
         p->ended = false;
         p->last_exit[0] = 0;
-        mgr__cluster_add_owner(c, e, p, MGR__LOCK, p->seen_exists ? p->seen_index : 0);
-        p->doubt_index = p->seen_exists ? p->seen_index : MGR__ABSENT;
+        mgr__cluster_add_owner(c, e, p, MGR__LOCK, p->seen_index);
+        p->doubt_index = p->seen_index;
         p->state = MGR__PART_ACQUIRING;
-        n++;
+    }
+    if (!e) return false;
+    mgr__cluster_send(c, e, now);
+    return true;
+}
+
+/* Owner keys that were deleted by hand are made again. */
+static bool mgr__cluster_ask_missing(mgr__cluster *c, int64_t now)
+{
+    mgr__errand *e = NULL;
+    mgr__str value = mgr__nobody();
+    for (size_t i = 0; i < c->part_count; i++) {
+        mgr__part *p = c->parts[i];
+        if (!mgr__part_missing(c, p)) continue;
+        if (!e) {
+            e = mgr__cluster_work(c, MGR__TASK_MISSING, MGR__ASK_TXN);
+            mgr__request_check_index(&e->request, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
+            value = mgr__holding_nobodys(&e->request, false, (uint64_t)c->delay_seen_ms);
+        }
+        e->parts[e->request.op_count] = p;
+        mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "owners/", p->name))->value = value;     /* index 0: create */
+        p->stale = p->writing = true;
+        if (e->request.op_count == MGR__TXN_OPS_MAX) break;
     }
     if (!e) return false;
     mgr__cluster_send(c, e, now);
@@ -5594,6 +5653,7 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
     if (mgr__cluster_ask_read(c, now)) return;
     if (c->phase != MGR__PHASE_MEMBER) return;
     if (mgr__cluster_ask_marker(c, now)) return;
+    if (mgr__cluster_ask_missing(c, now)) return;
     if (mgr__cluster_ask_lock(c, now)) return;
     if (mgr__cluster_ask_set(c, now)) return;
     if (mgr__cluster_ask_wish(c, now)) return;
@@ -5795,7 +5855,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
     case MGR__TASK_JOIN: mgr__cluster_joined(c, e, a, now); break;
     case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
     case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
-    case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
+    case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE:
         break;
     }
@@ -5874,10 +5934,7 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
     }
     if (p->state == MGR__PART_ACQUIRING) p->state = MGR__PART_IDLE;
     if (p->state == MGR__PART_UNLOCKING && !ours) p->state = MGR__PART_IDLE;
-    if (p->state == MGR__PART_IDLE && ours && !mgr__part_wanted(c, p)) {    /* a late lock of ours on what we no longer want */
-        p->state = MGR__PART_UNLOCKING;
-        p->fence = 0;
-    }
+    mgr__part_give_back(c, p);
     if (p->state == MGR__PART_UNLOCKING) p->key_index = p->seen_index;
 }
 
@@ -5908,6 +5965,14 @@ static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         mgr__cluster_read_part(c, e->parts[i], mgr__answer_last(a, e->request.ops[i].key), now);
         if (mgr__part_outrun(c, e->parts[i], e->index_max)) e->parts[i]->stale = true;
     }
+}
+
+/* Made by us or by somebody meanwhile: it is read again. */
+static void mgr__cluster_missing_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    for (size_t i = 0; i < e->request.op_count; i++) if (e->parts[i]) e->parts[i]->writing = false;
+    if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0) c->not_before = now + MGR__MARKER_WAIT_MS;
+    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "make partitions' keys again", now);
 }
 
 static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
@@ -6033,6 +6098,7 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     case MGR__TASK_READ_SET: mgr__cluster_read_set_answer(c, a, now); break;
     case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: if (c->life[0]) mgr__cluster_own_answer(c, e, a, now); break;
     case MGR__TASK_READ: mgr__cluster_read_answer(c, e, a, now); break;
+    case MGR__TASK_MISSING: mgr__cluster_missing_answer(c, e, a, now); break;
     case MGR__TASK_LOCK: case MGR__TASK_REWRITE: mgr__cluster_lock_answer(c, e, a, now); break;
     case MGR__TASK_UNLOCK: mgr__cluster_unlock_answer(c, e, a, now); break;
     case MGR__TASK_WISH:
@@ -6319,6 +6385,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     for (size_t i = 0; i < c->part_count; i++) {
         const mgr__part *p = c->parts[i];
         if (p->refused) at = mgr__min64(at, mgr__max64(now, p->refused_until));
+        if (idle && mgr__part_missing(c, p)) at = mgr__min64(at, now);
         if (idle && mgr__part_wanted(c, p) && !p->stale) at = mgr__min64(at, mgr__max64(now, mgr__part_takeable_at(c, p, now)));
     }
     return at;
@@ -9333,6 +9400,8 @@ enum {
     MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the four requests together */
     MGR__KEEPER_WORDS_MS     = 30000,       /* one of them is tried for so long */
     MGR__KEEPER_TRY_MS       = 2000,        /* on one address */
+    MGR__KEEPER_TIDY_MS      = 3000,        /* those that only tidy up, once a certificate stands */
+    MGR__KEEPER_HEIRS_MS     = 200,         /* from the certificate to the end of the session: for locks to be taken over */
     MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
     MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
@@ -10110,11 +10179,11 @@ static int mgr__words_try(const struct sockaddr_storage *address, socklen_t addr
 /* Until an address answers with 2xx, or all of those that answer refuse (4xx):
  * what is refused now is refused again. Each of the three is a fact or names one
  * life, so it may arrive twice or late. */
-static void mgr__words_send(const mgr__keeping *k, int which)
+static void mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
 {
     const mgr__frame_words *h = &k->words.head;
     const char *text = k->words.text;
-    int64_t now = mgr__process_now_ms(), until = now + MGR__KEEPER_WORDS_MS, pause = 20;
+    int64_t now = mgr__process_now_ms(), until = now + within_ms, pause = 20;
     for (int i = 0; i < which; i++) text += h->lens[i];
     while (h->lens[which] && h->address_count && now < until && !MGR__LOAD(&k->page->dismissed)) {
         bool refused = false, unsure = false;
@@ -10138,12 +10207,27 @@ static bool mgr__keeping_may_certify(const mgr__keeping *k)
     return !MGR__LOAD(&k->page->in_process) || mgr__keeping_host_dead(k);
 }
 
+/* The certificate is all that the heirs need. The end of the session changes the
+ * owner keys' indexes, and would come between their reads and their locks. */
+static void mgr__keeping_pause(mgr__keeping *k, int64_t pause_ms)
+{
+    int64_t until = mgr__process_now_ms() + pause_ms;
+    for (int64_t now = until - pause_ms; now < until && !MGR__LOAD(&k->page->dismissed); now = mgr__process_now_ms()) {
+        mgr__process_poll(NULL, 0, (int)mgr__min64(20, until - now));
+        MGR__STORE(&k->page->keeper_beat, mgr__process_now_ms());
+    }
+}
+
 static void mgr__keeping_speak(mgr__keeping *k)
 {
     bool certify = mgr__keeping_may_certify(k);
-    if (certify) mgr__words_send(k, MGR__WORD_CERTIFICATE);
-    mgr__words_send(k, MGR__WORD_DESTROY);
-    mgr__words_send(k, MGR__WORD_DEREGISTER);
+    int64_t within_ms = certify ? MGR__KEEPER_TIDY_MS : MGR__KEEPER_WORDS_MS;
+    if (certify) {
+        mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS);
+        mgr__keeping_pause(k, MGR__KEEPER_HEIRS_MS);
+    }
+    mgr__words_send(k, MGR__WORD_DESTROY, within_ms);
+    mgr__words_send(k, MGR__WORD_DEREGISTER, MGR__KEEPER_TIDY_MS);
     k->phase = certify ? MGR__KEEPING_AGENTS : MGR__KEEPING_HOST;
 }
 
@@ -10254,7 +10338,7 @@ static void mgr__keeping_step(mgr__keeping *k, int64_t now)
     case MGR__KEEPING_WORDS: mgr__keeping_speak(k); break;
     case MGR__KEEPING_HOST:
         if (MGR__LOAD(&k->page->dismissed)) k->phase = MGR__KEEPING_AGENTS;
-        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE); k->phase = MGR__KEEPING_AGENTS; }
+        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS); k->phase = MGR__KEEPING_AGENTS; }
         break;
     case MGR__KEEPING_AGENTS: mgr__keeping_end_agents(k, now); break;
     case MGR__KEEPING_OVER: break;

@@ -699,7 +699,8 @@ TEST(when_a_partition_may_be_taken)
     static const struct { const char *what, *value, *session; int flags; int64_t after_ms; } rows[] = {
         { "held",                         "{\"state\":\"held\",\"life\":\"live\"}", "live", 0, NEVER },
         { "held, says released",          "{\"state\":\"released\",\"life\":\"live\"}", "live", 0, NEVER },
-        { "held, its life certified",     "{\"state\":\"held\",\"life\":\"dead\"}", "dead", 0, NEVER },
+        { "held, its life certified",     "{\"state\":\"held\",\"life\":\"dead\"}", "dead", 0, 0 },
+        { "held by a live one, says certified", "{\"state\":\"held\",\"life\":\"dead\"}", "live", 0, NEVER },
         { "released",                     "{\"state\":\"released\",\"life\":\"gone\"}", "", 0, 0 },
         { "released by nobody",           "{\"state\":\"released\"}", "", 0, 0 },
         { "certified",                    "{\"state\":\"held\",\"life\":\"dead\",\"delay\":60000}", "", 0, 0 },
@@ -708,7 +709,7 @@ TEST(when_a_partition_may_be_taken)
         { "lost, a shorter delay",        "{\"state\":\"held\",\"life\":\"gone\",\"delay\":10}", "", 0, DELAY_MS },
         { "lost by nobody",               "{\"state\":\"held\"}", "", 0, 9000 },
         { "malformed",                    "released", "", 0, 9000 },
-        { "missing",                      NULL, "", 0, 9000 },
+        { "missing",                      NULL, "", 0, NEVER },
         { "released, distrusted",         "{\"state\":\"released\",\"life\":\"gone\"}", "", DISTRUST, 9000 },
         { "certified, distrusted",        "{\"state\":\"held\",\"life\":\"dead\"}", "", DISTRUST, 0 },
     };
@@ -1276,6 +1277,25 @@ TEST(a_late_lock_on_what_is_no_longer_ours_is_given_back)
     world_end(w);
 }
 
+/* Read as ours while it was wanted, to be locked anew; then the map changed. */
+TEST(a_late_lock_is_given_back_also_when_the_map_changes_after_it_was_read)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = hold(w, a, MGR__TASK_LOCK);
+    apply(w, &e->request);
+    lose_answer(w, a);
+    hold(w, a, MGR__TASK_LOCK);             /* the second, after the read */
+    CHECK(part_of(a, "0")->state == MGR__PART_ACQUIRING);
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    run(w, 300);
+    CHECK(!part_of(a, "0")->assigned);
+    lose_answer(w, a);
+    run(w, 3 * LEASE_MS);
+    CHECK(!look(w, "owners/0").session.len && !said(a, "begin"));
+    world_end(w);
+}
+
 TEST(a_lock_is_taken_at_the_index_that_was_read)
 {
     world *w = the_world();
@@ -1815,6 +1835,55 @@ TEST(the_dead_are_waited_for_unless_certified)
     }
 }
 
+/* Its keeper certifies first and ends the session later: the heirs do not wait for that. */
+TEST(a_certified_life_is_dead_while_its_session_stands)
+{
+    world *w = the_world();
+    char life[40], key[80];
+    box *a = box_open(w, 0, "a", 2);
+    box *b = box_open(w, 1, "b", 2);
+    run(w, 1500);
+    CHECK(works_count(a) == 1 && works_count(b) == 1);
+    mgr__copy_text(life, sizeof life, mgr__str_of(a->core.life));
+    snprintf(key, sizeof key, "cluster/dead/%s", life);
+    box_dies(a);
+    run(w, 200);
+    CHECK_INT(works_count(b), 1);
+    put(w, key, "{}");
+    run(w, 100);
+    CHECK_INT(works_count(b), 2);
+    CHECK(said(b, "instance a is dead: its keeper certifies it"));
+    a = box_open(w, 0, "a", 2);         /* nor does its next start */
+    run(w, 500);
+    CHECK(a->core.phase == MGR__PHASE_MEMBER && !said(a, "still held"));
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    forget(b);
+    run(w, 2 * LEASE_MS);
+    CHECK(works_count(a) == 1 && works_count(b) == 1 && !said(b, "lost partition"));
+    world_end(w);
+}
+
+/* Between two looks at a missing key it may have been made, locked and deleted again. */
+TEST(a_missing_key_s_delay_counts_from_when_it_is_made_anew)
+{
+    world *w = the_world();
+    char other[40];
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    session_of(w, "other", other);
+    remove_key(w, "owners/0");
+    for (int i = 0; i < 1000 && !said(a, "was lost by"); i++) run(w, STEP_MS);
+    CHECK(value_has(w, "owners/0", "\"held\""));
+    run(w, DELAY_MS - 1000);
+    CHECK(store_do(w, MGR__LOCK, "owners/0", "{\"state\":\"held\"}", other, 0));      /* another was first, */
+    remove_key(w, "owners/0");                                                          /* and its key is deleted too */
+    run(w, DELAY_MS - 200);
+    CHECK(!works(a, 0));
+    run(w, LEASE_MS + 1000);
+    CHECK(works(a, 0));
+    world_end(w);
+}
+
 TEST(a_start_within_the_grace_gets_back_what_it_had)
 {
     world *w = the_world();
@@ -2294,6 +2363,7 @@ int main(int argc, char **argv)
     RUN(no_work_starts_while_an_unlock_is_in_flight);
     RUN(an_unlock_whose_answer_was_lost_is_not_forgotten);
     RUN(a_late_lock_on_what_is_no_longer_ours_is_given_back);
+    RUN(a_late_lock_is_given_back_also_when_the_map_changes_after_it_was_read);
     RUN(a_lock_is_taken_at_the_index_that_was_read);
     RUN(a_partition_may_go_while_a_confirmation_names_it);
     RUN(a_partition_may_go_while_a_read_names_it);
@@ -2316,6 +2386,8 @@ int main(int argc, char **argv)
     RUN(a_late_confirmation_does_not_reopen_a_lease);
     RUN(a_closed_lease_word_ends_the_life);
     RUN(the_dead_are_waited_for_unless_certified);
+    RUN(a_certified_life_is_dead_while_its_session_stands);
+    RUN(a_missing_key_s_delay_counts_from_when_it_is_made_anew);
     RUN(a_start_within_the_grace_gets_back_what_it_had);
     RUN(evict_is_for_the_named_life_alone);
     RUN(an_instance_evicts_another);
