@@ -166,6 +166,12 @@
  *     shared memory; the keeper closes it for good before its first signal.
  *  e. Nobody waits where death is proven: who has reaped everything of a life
  *     writes its certificate and destroys its session.
+ *     Program, keeper and guard all killed at once: a start on the same host (or another
+ *     instance of the service there) proves it afterwards, if the workers had a cgroup.
+ *     The life's file in run_dir, under a flock that the three share, is free; each of
+ *     them is gone by number and start; boot, PID namespace, device and inode are those
+ *     that were recorded; the cgroup is empty. See mgr__life_prove. Else the delay is
+ *     waited, and an event and `manager why` say what was missing.
  *  f. Once an unlock under a fence was sent, no work starts under it or a lower one;
  *     a lock whose answer was lost is never adopted, but taken anew with a value
  *     that differs, which makes the first one impossible.
@@ -182,7 +188,9 @@
  *                             replaced: a start with a set that was replaced does
  *                             not bring it back; a command does
  *     cluster/instances/<id>  life, weight, lease, delay, grace, joining, leaving,
- *                             draining, releases, node, service, refuses; locked
+ *                             draining, releases, node, service, refuses, boot, pid,
+ *                             proof (its life file: name, device, inode), former (a life
+ *                             whose death could not be proven, and why); locked
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
  *     cluster/dead/<life>     the certificate
  *     sets/<hash>             ["a",[0,15]]: names, and numbers as ranges
@@ -210,6 +218,7 @@
  *     MGR__CRASH_LOOP          10       ends in a row, then another instance shall try
  *     MGR__REFUSE_MAX_MS       1 h      a refusal, however often repeated
  *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
+ *     MGR__PROVE_MS            2 s      for a former life of this host to be seen dead, else the delay
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
  *
  * ---- Configuration macros, to be set before the implementation -------------------
@@ -478,6 +487,8 @@ typedef struct mgr_desc {
     uint32_t    start_timeout_ms;    /* mgr_run gives up entering; default none */
 
     mgr_isolate isolate;
+    const char *run_dir;             /* where this host's life files are, by which a restart proves that all before it is dead; 0700 and ours.
+                                        Default: XDG_RUNTIME_DIR, else /run/manager, else /tmp/manager-<uid> */
     bool        overrun_kill_host;   /* in-process work: the keeper kills this program at the lease's end */
     char      **keeper_argv;         /* exec the keeper as this command: see mgr_keeper_main */
     bool        handle_signals;      /* SIGTERM and SIGINT leave; a second one kills at once */
@@ -717,6 +728,7 @@ typedef struct mgr_view_partition {
     bool        ended;               /* its process was to run once, and has ended */
     bool        lost;                /* its last holder's life is gone without a release or certificate */
     const char *last_owner;          /* who held it last, "" if nobody ever did */
+    const char *lost_why;            /* lost: why that life's death was not proven on its host; "" if nobody has said */
 } mgr_view_partition;
 
 typedef struct mgr_view {
@@ -814,6 +826,7 @@ MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclus
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/vfs.h>
 #endif
 
 #if defined(__GLIBC__) && !defined(__USE_GNU)
@@ -3638,6 +3651,8 @@ static bool mgr__marker_known(const mgr__marker *marker)
 
 typedef struct mgr__member {
     mgr__str id, life, session, node, service, isolate;
+    mgr__str proof;             /* how its death can be proven on its host; opaque here, "": not at all */
+    mgr__str former;            /* "LIFE WHY": a former life of it on its host, and why that one's death is not proven */
     bool     alive;             /* its key is locked by a session: a member without one is dead */
     bool     joining, leaving, draining;
     bool     broken;            /* its value cannot be read: somebody changed it by hand */
@@ -3670,6 +3685,8 @@ static void mgr__member_write(const mgr__member *member, mgr__buf *out)
     mgr__jw_key(&jw, "boot");     mgr__jw_str(&jw, member->boot);
     mgr__jw_key(&jw, "pid");      mgr__jw_u64(&jw, member->pid);
     mgr__jw_key(&jw, "isolate");  mgr__jw_str(&jw, member->isolate);
+    mgr__jw_key(&jw, "proof");    mgr__jw_str(&jw, member->proof);
+    mgr__jw_key(&jw, "former");   mgr__jw_str(&jw, member->former);
     mgr__jw_key(&jw, "program");  mgr__jw_text(&jw, "manager.h " MANAGER_VERSION);
     mgr__jw_key(&jw, "refuses");
     mgr__jw_array(&jw);
@@ -3708,6 +3725,8 @@ static bool mgr__member_read_field(mgr__member *m, mgr__str key, mgr__json *j, m
     else if (mgr__str_is(key, "service")) m->service = mgr__json_kept(j, scratch, arena);
     else if (mgr__str_is(key, "isolate")) m->isolate = mgr__json_kept(j, scratch, arena);
     else if (mgr__str_is(key, "boot")) m->boot = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "proof")) m->proof = mgr__json_kept(j, scratch, arena);
+    else if (mgr__str_is(key, "former")) m->former = mgr__json_kept(j, scratch, arena);
     else if (mgr__str_is(key, "pid")) m->pid = mgr__json_u64(j);
     else if (mgr__str_is(key, "weight")) m->weight = mgr__json_u64(j);
     else if (mgr__str_is(key, "lease")) m->lease_ms = mgr__json_u64(j);
@@ -3735,6 +3754,7 @@ static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str es
     member->create_index = kv->create_index;
     member->modify_index = kv->modify_index;
     member->life = member->node = member->service = member->isolate = member->boot = member->wish_evict = mgr__str_of("");
+    member->proof = member->former = mgr__str_of("");
     mgr__json_init(&j, kv->value);
     mgr__json_object(&j);
     while (!j.error && mgr__json_key(&j, &key)) if (!mgr__member_read_field(member, key, &j, scratch, arena)) mgr__json_skip(&j);
@@ -4403,6 +4423,7 @@ typedef enum mgr__action_kind {
     MGR__ACT_LEASE,             /* extend to `at`; if it is closed, mgr__cluster_over */
     MGR__ACT_LIFE,              /* a life began: what a keeper must know to end it */
     MGR__ACT_FRESH_KEEPER,      /* all work of the former life is dead: a new keeper, then mgr__cluster_ready */
+    MGR__ACT_PROVE,             /* look whether everything of the life `instance` of this boot is dead, of which `text` is the evidence; report with mgr__cluster_proved */
     MGR__ACT_EVENT,
     MGR__ACT_LEFT               /* out of the cluster, for `result` */
 } mgr__action_kind;
@@ -4433,7 +4454,24 @@ typedef struct mgr__cluster_config {
     void    *user;
 } mgr__cluster_config;
 
-typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; } mgr__burial;
+/* What this process itself has found out about a life of this boot, just now. */
+typedef enum mgr__verdict {
+    MGR__VERDICT_NONE,          /* there is no proof, and none will come */
+    MGR__VERDICT_LATER,         /* something of it is alive, or held */
+    MGR__VERDICT_DEAD           /* Invariant 4 is met: it may be certified */
+} mgr__verdict;
+
+/* A dead life of this boot, and where its proof stands. */
+typedef struct mgr__inquest {
+    char    life[40];           /* "": none */
+    bool    open;               /* it may yet be proven */
+    bool    told;
+    int64_t since, asked_at;    /* asked_at 0: not yet */
+    mgr__verdict verdict;
+    char    why[160];           /* why it is not proven */
+} mgr__inquest;
+
+typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; mgr__inquest inquest; } mgr__burial;
 typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
 
 typedef struct mgr__cluster {
@@ -4461,6 +4499,9 @@ typedef struct mgr__cluster {
     char        service[MGR_NAME_BYTES_MAX * 6 + 40];   /* Consul service id; carries a nonce of this life */
     const char *isolate;            /* static text: how the keeper keeps processes together */
     bool        registered, session_unclear;
+    char        proof[96];          /* of this keeper's life, for the own key: set by whoever made the keeper; "": none */
+    char        past_life[40];      /* of this very process: its end is not ours to prove */
+    mgr__inquest former;            /* of our id, by another process of this boot */
     char        old_life[40];       /* to be certified and destroyed */
     bool        old_certified, old_destroyed, certify;
     bool        unproven;           /* in-process work was lost in this life: its end is no proof */
@@ -4531,6 +4572,7 @@ enum {
     MGR__SWEEP_MS = 600000,
     MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
+    MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
     MGR__LOCKS_PER_TXN = 31, MGR__LOCK_OPS = 3 /* check, unlock, lock */, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
 };
@@ -4782,6 +4824,7 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
     mgr__cluster_tell(c, event, NULL, mgr__nobody(), "%s", why);
     for (size_t i = 0; i < c->part_count; i++) mgr__part_lose(c, c->parts[i], polite_ms, MGR_LOST, why);
     mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->life));
+    mgr__copy_text(c->past_life, sizeof c->past_life, mgr__str_of(c->life));
     c->life[0] = 0;
     c->old_certified = c->old_destroyed = false;
     c->certify = !c->unproven;
@@ -4908,6 +4951,47 @@ static void mgr__cluster_wake_parts(mgr__cluster *c)
     }
 }
 
+/* Begin an inquest into a dead life, if it is of this boot and was another process. */
+static void mgr__inquest_begin(mgr__inquest *q, const mgr__cluster *c, const mgr__member *m, int64_t now)
+{
+    bool same_boot = c->config.boot.len && mgr__str_eq(m->boot, c->config.boot);
+    if (mgr__str_eq(m->life, mgr__str_of(q->life))) return;
+    memset(q, 0, sizeof *q);
+    mgr__copy_text(q->life, sizeof q->life, m->life);
+    q->since = now;
+    q->open = same_boot && m->life.len && m->life.len < sizeof q->life && !mgr__str_is(m->life, c->past_life)
+              && !mgr__picture_certified(&c->picture, m->life);
+    if (!q->open) q->life[0] = 0;
+}
+
+/* Often while what was killed is dying; then as whoever waits for an id asks for it. */
+static int64_t mgr__inquest_pause_ms(const mgr__inquest *q, int64_t now)
+{
+    return now - q->since > MGR__PROVE_MS ? (int64_t)MGR__SETTER_POLL_MS : (int64_t)MGR__PROVE_AGAIN_MS;
+}
+
+/* True: it was asked for just now, or a moment ago; the answer is worth waiting for. */
+static bool mgr__cluster_inquire(mgr__cluster *c, mgr__inquest *q, const mgr__member *m, int64_t now)
+{
+    if (!q->open) return false;
+    if (q->asked_at && now - q->since > MGR__PROVE_MS && !m->alive) { q->open = false; return false; }
+    if (q->asked_at && now - q->asked_at < mgr__inquest_pause_ms(q, now)) return true;
+    q->asked_at = now;
+    mgr__action *action = mgr__cluster_act(c, MGR__ACT_PROVE);
+    mgr__copy_text(action->instance, sizeof action->instance, mgr__str_of(q->life));
+    mgr__copy_text(action->text, sizeof action->text, m->proof);
+    return true;
+}
+
+/* Some live instance of the dead one's own boot may be able to prove the death: it comes first. */
+static bool mgr__cluster_has_witness(const mgr__cluster *c, const mgr__member *dead)
+{
+    if (!dead->boot.len || mgr__str_eq(dead->boot, c->config.boot)) return false;
+    for (size_t i = 0; i < c->picture.member_count; i++)
+        if (c->picture.members[i].alive && mgr__str_eq(c->picture.members[i].boot, dead->boot)) return true;
+    return false;
+}
+
 static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
 {
     size_t kept = 0;
@@ -4929,6 +5013,8 @@ static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
         mgr__copy_text(b->id, sizeof b->id, m->id);
         b->modify_index = m->modify_index;
         b->since = now + (int64_t)m->grace_ms + mgr__rng_below(&c->rng, 150);   /* one of us will be first */
+        if (mgr__cluster_has_witness(c, m)) b->since += MGR__PROVE_MS;
+        mgr__inquest_begin(&b->inquest, c, m, b->since);
     }
 }
 
@@ -5090,6 +5176,15 @@ static void mgr__cluster_send(mgr__cluster *c, mgr__errand *e, int64_t now)
 
 static mgr__str mgr__cluster_own_key(mgr__cluster *c, mgr__request *r) { return mgr__key_make(&r->arena, &c->root, "cluster/instances/", c->config.instance_id); }
 
+/* For those who ask why a partition waits. */
+static mgr__str mgr__cluster_former_text(const mgr__cluster *c, mgr__arena *arena)
+{
+    char text[sizeof c->former.life + sizeof c->former.why];
+    if (!c->former.life[0] || c->former.open || c->former.verdict == MGR__VERDICT_DEAD) return mgr__nobody();
+    snprintf(text, sizeof text, "%s %s", c->former.life, c->former.why);
+    return mgr__arena_str(arena, mgr__str_of(text));
+}
+
 static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
 {
     mgr__member m;
@@ -5109,6 +5204,8 @@ static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
     m.draining = c->drain;
     m.releases = c->releases;
     m.isolate = mgr__str_of(c->isolate);
+    m.proof = mgr__str_of(c->proof);
+    m.former = mgr__cluster_former_text(c, &r->arena);
     m.refuses = (mgr__str *)mgr__arena_alloc(&r->arena, (c->part_count + 1) * sizeof *m.refuses);
     for (size_t i = 0; m.refuses && i < c->part_count; i++) if (c->parts[i]->refused) m.refuses[m.refuse_count++] = c->parts[i]->name;
     mgr__buf_init(&value, c->heap, 380000);
@@ -5578,7 +5675,11 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
     for (size_t i = 0; i < c->burial_count; i++) {
         const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
         if (now < c->burials[i].since || !m || m->alive) continue;
+        if (mgr__cluster_inquire(c, &c->burials[i].inquest, m, now)) { c->burials[i].since = now + MGR__PROVE_AGAIN_MS; continue; }
         mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY, MGR__ASK_TXN);
+        if (c->burials[i].inquest.life[0] && c->burials[i].inquest.verdict == MGR__VERDICT_DEAD)
+            mgr__request_op(&e->request, MGR__SET, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", m->life))->value =
+                mgr__str_of("{\"proof\":\"seen dead by another instance on its host\"}");
         mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/instances/", m->id))->index = m->modify_index;
         e->request.name = mgr__arena_str(&e->request.arena, m->service);
         e->request.node = mgr__arena_str(&e->request.arena, m->node);
@@ -5682,7 +5783,10 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
 
 static void mgr__cluster_to_clean(mgr__cluster *c, bool certify, int64_t now)
 {
-    if (c->life[0]) mgr__copy_text(c->old_life, sizeof c->old_life, mgr__cluster_life(c));
+    if (c->life[0]) {
+        mgr__copy_text(c->old_life, sizeof c->old_life, mgr__cluster_life(c));
+        mgr__copy_text(c->past_life, sizeof c->past_life, mgr__cluster_life(c));
+    }
     c->life[0] = 0;
     c->own_index = 0;
     c->certify = certify && !c->unproven;
@@ -5732,6 +5836,31 @@ static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, 
     }
 }
 
+/* Nobody certifies it: it is said once, with the reason and for whom is waited. */
+static void mgr__cluster_unproven_former(mgr__cluster *c)
+{
+    if (c->former.told) return;
+    c->former.told = true;
+    mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, c->config.instance_id, "the former life %s of instance %s on this host has no proof of death: %s; what it held is taken after the delay",
+                      c->former.life, c->config.instance_id.at, c->former.why);
+}
+
+/* It was seen dead by this process: certify it, end its session if that still stands,
+ * and its service; only then enter. */
+static void mgr__cluster_former_dead(mgr__cluster *c, int64_t now)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->former.life));
+    if (own && own->service.len && own->service.len < sizeof c->service && mgr__str_is(own->node, c->node)) {
+        mgr__copy_text(c->service, sizeof c->service, own->service);
+        c->registered = true;
+    }
+    c->certify = true;
+    c->old_certified = c->old_destroyed = false;
+    mgr__cluster_phase(c, MGR__PHASE_CLEAN, now);
+    c->not_before = now;
+}
+
 /* The id is taken by a session that lives. How long is it worth waiting? If its process
  * is of this boot and gone, it is a former life of ours that its keeper ends, or that
  * its check ends after the delay; if it lives, or is elsewhere, not at all; if that
@@ -5747,10 +5876,11 @@ static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, in
 {
     int64_t wait_ms = mgr__cluster_identity_wait(c, holder);
     if (now - c->phase_since < wait_ms) {
-        if (!c->told_identity) mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end",
-                                                 holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms);
+        if (!c->told_identity) mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end%s%s",
+                                                 holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms,
+                                                 c->former.why[0] ? "; its death is not proven: " : "", c->former.why);
         c->told_identity = true;
-        c->not_before = now + MGR__SETTER_POLL_MS;
+        c->not_before = now + (c->former.open ? mgr__inquest_pause_ms(&c->former, now) : (int64_t)MGR__SETTER_POLL_MS);
         return;
     }
     mgr__cluster_tell(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
@@ -5765,6 +5895,10 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     mgr__cluster_see(c, a, now);
     c->watch_index = a->index;
     const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    bool first = own && !mgr__str_is(own->life, c->former.life);
+    if (own) mgr__inquest_begin(&c->former, c, own, now);
+    bool inquired = own && mgr__cluster_inquire(c, &c->former, own, now);
+    if (inquired && (first || !own->alive)) { c->not_before = now + MGR__PROVE_AGAIN_MS; return; }
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
     if (!mgr__marker_known(&c->picture.marker)) {
         const mgr__marker *marker = &c->picture.marker;
@@ -5779,6 +5913,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
         return;
     }
     c->told_identity = false;
+    if (own && mgr__str_is(own->life, c->former.life) && !c->former.open && c->former.verdict != MGR__VERDICT_DEAD) mgr__cluster_unproven_former(c);
     mgr__cluster_phase(c, MGR__PHASE_SET, now);
     if (!c->have_configured && !c->have_set && !c->picture.marker.exists)
         mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, mgr__nobody(), "no partition set stands for service %s yet: start one instance with partitions", c->config.service_id.at);
@@ -5802,6 +5937,21 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
         mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
     }
+}
+
+/* The answer to MGR__ACT_PROVE. */
+static void mgr__cluster_proved(mgr__cluster *c, mgr__str life, mgr__verdict verdict, const char *why, int64_t now)
+{
+    mgr__inquest *q = mgr__str_is(life, c->former.life) ? &c->former : NULL;
+    for (size_t i = 0; i < c->burial_count && !q; i++) if (mgr__str_is(life, c->burials[i].inquest.life)) q = &c->burials[i].inquest;
+    if (!q || !q->open) return;
+    q->verdict = verdict;
+    mgr__copy_text(q->why, sizeof q->why, mgr__str_of(verdict == MGR__VERDICT_DEAD ? "" : why));
+    if (verdict == MGR__VERDICT_NONE) q->open = false;
+    if (q != &c->former) { q->open = verdict == MGR__VERDICT_LATER; return; }
+    if (c->phase != MGR__PHASE_LOOK || c->want_leave || c->errands[MGR__LANE_WORK].out) return;    /* asked again with the next look */
+    if (verdict == MGR__VERDICT_DEAD) { q->open = false; mgr__cluster_former_dead(c, now); }
+    else if (verdict == MGR__VERDICT_NONE) c->not_before = now;
 }
 
 static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -6043,6 +6193,8 @@ static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr_
 {
     if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
     if (a->outcome != MGR__OUTCOME_OK) return;
+    if (e->request.op_count > 1) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
+                                                   (int)e->request.note.len, e->request.note.at);
     mgr__copy_text(c->bury_service, sizeof c->bury_service, e->request.name);
     mgr__copy_text(c->bury_node, sizeof c->bury_node, e->request.node);
     mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
@@ -7688,6 +7840,7 @@ typedef struct mgr__process {
     pid_t    pid, parent, group;
     uint64_t start;             /* ticks since boot */
     char     state;             /* 'Z': dead, not reaped */
+    uint32_t threads;
     bool     marked;
 } mgr__process;
 
@@ -7708,6 +7861,7 @@ static bool mgr__process_stat(pid_t pid, mgr__process *out)
     for (int field = 6; field <= 22; field++) {     /* the last is starttime */
         while (*at == ' ' || *at == '-') at++;
         out->start = mgr__process_number(&at);
+        if (field == 20) out->threads = (uint32_t)out->start;
     }
     return true;
 }
@@ -8071,6 +8225,181 @@ static void mgr__process_cgroup_remove_stale(const char *parent)
 #else
     (void)parent;
 #endif
+}
+
+/* ---- a life's file: what remains to be asked when all of its processes are gone ---- */
+
+/* Whoever of a pid namespace and boot a number meant is gone for good. What cannot be
+ * looked at counts as alive: /proc may be hidden. A zombie does nothing any more,
+ * unless it is a leader whose other threads go on. */
+static bool mgr__process_ended(pid_t pid, uint64_t start)
+{
+    mgr__process now;
+    if (pid <= 0) return false;
+    if (kill(pid, 0) < 0 && errno == ESRCH) return true;
+    if (!mgr__process_stat(pid, &now)) return false;
+    return now.start != start || (now.state == 'Z' && now.threads <= 1);
+}
+
+/* A folder that nobody else can write to or look into; made if its parent stands. */
+static int mgr__process_dir_ours(const char *path)
+{
+    struct stat st;
+    if (mkdir(path, 0700) < 0 && errno != EEXIST) return -errno;
+    if (lstat(path, &st) < 0) return -errno;
+    if (!S_ISDIR(st.st_mode)) return -ENOTDIR;
+    if (st.st_uid != geteuid() || (st.st_mode & 077) != 0) return -EPERM;
+    return access(path, W_OK | X_OK) < 0 ? -errno : 0;
+}
+
+/* Whether flock is the kernel's own there. Over a network a lock may be lost while its
+ * holder lives (an expired lease of NFSv4), or not be seen by others (FUSE). */
+static bool mgr__process_locks_local(int fd)
+{
+#ifdef __linux__
+    static const unsigned long LOCAL[] = {
+        0x01021994ul /* tmpfs */, 0x858458f6ul /* ramfs */, 0xef53ul /* ext2 to 4 */, 0x58465342ul /* xfs */,
+        0x9123683eul /* btrfs */, 0xf2f52010ul /* f2fs */, 0x794c7630ul /* overlayfs */, 0x2fc12fc1ul /* zfs */
+    };
+    struct statfs fs;
+    if (fstatfs(fd, &fs) < 0) return false;
+    for (size_t i = 0; i < MGR__COUNT(LOCAL); i++) if (((unsigned long)fs.f_type & 0xfffffffful) == LOCAL[i]) return true;
+#else
+    (void)fd;
+#endif
+    return false;
+}
+
+static bool mgr__process_file_id(int fd, uint64_t *device, uint64_t *inode)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid()) return false;
+    *device = (uint64_t)st.st_dev;
+    *inode = (uint64_t)st.st_ino;
+    return true;
+}
+
+/* A new file under an exclusive flock. One that a sweep took for a left-over between
+ * the two is made anew. */
+static int mgr__process_life_make(const char *path)
+{
+    struct stat there, here;
+    int code = -EAGAIN;
+    for (int i = 0; i < 5; i++) {
+        int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        fd = fd < 0 ? -errno : mgr__process_fd_high(fd);
+        if (fd < 0) return fd;
+        code = mgr__process_locks_local(fd) ? mgr__process_lock(fd) : -EOPNOTSUPP;
+        if (code >= 0 && stat(path, &there) == 0 && fstat(fd, &here) == 0 && there.st_ino == here.st_ino) return fd;
+        close(fd);
+        if (code == -EOPNOTSUPP) unlink(path);
+        if (code < 0 && code != -EWOULDBLOCK) return code;
+    }
+    return code < 0 ? code : -EAGAIN;
+}
+
+/* -EWOULDBLOCK: somebody holds the exclusive lock, who may still act for that life.
+ * A shared lock, so that two who ask at once do not take each other for the holder. */
+static int mgr__process_lock_shared(int fd) { return mgr__process_code(flock(fd, LOCK_SH | LOCK_NB)); }
+
+/* Not to be held up by a pipe that somebody put there. */
+static int mgr__process_life_open(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    return fd < 0 ? -errno : mgr__process_fd_high(fd);
+}
+
+static int mgr__process_put_at(int fd, const void *from, size_t bytes, size_t offset)
+{
+    ssize_t put;
+    do put = pwrite(fd, from, bytes, (off_t)offset); while (put < 0 && errno == EINTR);
+    return put == (ssize_t)bytes ? 0 : put < 0 ? -errno : -ENOSPC;
+}
+
+static bool mgr__process_get_at(int fd, void *to, size_t bytes) { return pread(fd, to, bytes, 0) == (ssize_t)bytes; }
+static int mgr__process_truncate(int fd) { return mgr__process_code(ftruncate(fd, 0)); }
+static int mgr__process_unlink(const char *path) { return mgr__process_code(unlink(path)); }
+
+/* A file that nobody holds may still be waited for: the first sweep that finds it so
+ * takes away the right to write, and an hour later it goes. By the wall clock: at
+ * worst a proof is lost, and a delay waited for. */
+enum { MGR__PROCESS_LIFE_STALE_S = 3600 };
+
+static bool mgr__process_life_stale(int fd)
+{
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || mgr__process_lock(fd) < 0) return false;
+    if ((st.st_mode & 0200) == 0) return st.st_mtime + MGR__PROCESS_LIFE_STALE_S < time(NULL);
+    if (fchmod(fd, 0400) == 0) futimens(fd, NULL);
+    return false;
+}
+
+/* "manager-", sixteen hexadecimal digits, ".life" */
+static bool mgr__process_life_name(const char *name)
+{
+    return strncmp(name, "manager-", 8) == 0 && strspn(name + 8, "0123456789abcdef") == 16 && strcmp(name + 24, ".life") == 0;
+}
+
+static void mgr__process_life_sweep(const char *dir)
+{
+#ifdef __linux__
+    char entries[2048], path[PATH_MAX];
+    int at_dir = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
+    while (at_dir >= 0 && (got = mgr__process_getdents(at_dir, entries, sizeof entries)) > 0) {
+        const char *name;
+        for (int at = 0; at < got; ) {
+            at += (int)mgr__process_dirent(entries + at, &name);
+            if (!mgr__process_life_name(name) || strlen(dir) + strlen(name) + 2 > sizeof path) continue;
+            mgr__process_append(mgr__process_append(mgr__process_append(path, dir), "/"), name);
+            int fd = mgr__process_life_open(path);
+            if (mgr__process_life_stale(fd)) unlink(path);
+            mgr__process_close(fd);
+        }
+    }
+    mgr__process_close(at_dir);
+#else
+    (void)dir;
+#endif
+}
+
+/* How much of a cgroup's path is the mount that it is seen through, and which one that
+ * is: the same path may name another group in another cgroup namespace, or nothing. */
+static size_t mgr__process_cgroup_view(const char *group, uint64_t *device, uint64_t *inode)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES];
+    struct stat st, above;
+    size_t len = strlen(group);
+    mgr__copy_text(path, sizeof path, mgr__str_of(group));
+    if (stat(path, &st) < 0) return 0;
+    for (char *end; (end = strrchr(path, '/')) != NULL && end != path; st = above) {
+        *end = 0;
+        if (stat(path, &above) < 0) return 0;
+        if (above.st_dev != st.st_dev) break;
+        len = (size_t)(end - path);
+    }
+    *device = (uint64_t)st.st_dev;
+    *inode = (uint64_t)st.st_ino;
+    return len;
+}
+
+/* True: seen through that very mount the group is not there any more, which the kernel
+ * allows only for an empty one. A group is never renamed in v2; what is below a group
+ * that went is gone with it. */
+static bool mgr__process_cgroup_gone(const char *group, size_t view_bytes, uint64_t device, uint64_t inode)
+{
+    char path[MGR__PROCESS_CGROUP_BYTES];
+    struct stat st;
+    if (!view_bytes || view_bytes >= strlen(group)) return false;
+    mgr__copy_text(path, sizeof path, mgr__str_make(group, view_bytes));
+    if (stat(path, &st) < 0 || (uint64_t)st.st_dev != device || (uint64_t)st.st_ino != inode) return false;
+    mgr__copy_text(path, sizeof path, mgr__str_of(group));
+    if (stat(path, &st) == 0 || errno != ENOENT) return false;
+    for (char *end; (end = strrchr(path, '/')) != NULL; ) {     /* the deepest that stands must be of the same mount: nothing hides it */
+        *end = 0;
+        if (stat(path, &st) == 0) return (uint64_t)st.st_dev == device;
+        if (errno != ENOENT) return false;
+    }
+    return false;
 }
 
 /* ---- sockets of the last words: plain, non-blocking, no names ---- */
@@ -9351,7 +9680,8 @@ typedef struct mgr__keeper_config {
     mgr_isolate isolate;
     bool        overrun_kill_host;
     char      **keeper_argv;        /* not NULL: exec this instead of a forked copy */
-    int         life_fd;            /* > 2: kept open by guard, keeper and workers, so that a flock on it is free only when all are gone */
+    int         life_fd;            /* > 2: the life's file under flock, kept open by guard, keeper and workers, so that the lock is free only when all are gone */
+    const char *life_path;          /* NULL, or where that file is: the keeper removes it after its last words */
 } mgr__keeper_config;
 
 typedef struct mgr__spawn {         /* read during the call */
@@ -9459,6 +9789,7 @@ typedef struct mgr__page {
     uint32_t work_dead;         /* word closed, no process of a partition is left; said by keeper or guard */
     uint32_t swept;             /* no descendant is left, agents included; said by keeper or guard */
     char     group[MGR__PAGE_GROUP_BYTES];  /* the cgroup's directory, fixed before `ready`; empty: none */
+    char     life_path[PATH_MAX];   /* empty: no file to remove */
     uint64_t changed[MGR__SLOT_WORDS];  /* a bit per slot, set after `now` */
     mgr__slot slots[MGR_WORKER_COUNT_MAX];
 } mgr__page;
@@ -9524,6 +9855,24 @@ enum {
     MGR__FD_END
 };
 
+/* What a life's file says, in the machine's own byte order: only this boot reads it.
+ * Host, guard and keeper are named by number and start; `view`, the first bytes of
+ * `group`, is the mount through which the group is seen. */
+#define MGR__LIFE_MAGIC 0x4d47524c49464531u
+
+typedef struct mgr__life_process { uint64_t pid, start; } mgr__life_process;
+
+typedef struct mgr__life_record {
+    uint64_t magic;
+    uint64_t nonce;             /* in MANAGER_CHILD of its workers */
+    uint64_t partial;           /* a worker was started outside the group, or there is none: set by the keeper, before that worker's first step */
+    char     life[64];          /* session, and the boot and PID namespace that the numbers are of; */
+    char     boot[160];         /* ... written once the life has begun */
+    mgr__life_process who[3];
+    uint64_t view_bytes, view_device, view_inode;
+    char     group[MGR__PAGE_GROUP_BYTES];  /* empty: none */
+} mgr__life_record;
+
 static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
 
 enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC, MGR__STEP_CGROUP };
@@ -9540,10 +9889,10 @@ static void mgr__page_fail(mgr__page *page, enum mgr__start_step step, int code)
 
 /* Of several "nonce-slot-generation;" in MANAGER_CHILD find this keeper's. False:
  * there are only other managers'. */
-static bool mgr__page_child_name(const mgr__page *page, const char *text, uint64_t *slot, uint64_t *generation)
+static bool mgr__page_child_name(uint64_t nonce, const char *text, uint64_t *slot, uint64_t *generation)
 {
     for (const char *end; (end = strchr(text, ';')) != NULL; text = end + 1) {
-        if (mgr__process_number(&text) != page->nonce || *text != '-') continue;
+        if (mgr__process_number(&text) != nonce || *text != '-') continue;
         text++;
         *slot = mgr__process_number(&text);
         if (*text != '-') continue;
@@ -9739,16 +10088,27 @@ static bool mgr__keeping_unpack(mgr__keeping *k, const mgr__frame_spawn *h, char
     return count == want && text == end;
 }
 
+/* A worker is about to run where no group counts it. The life's file must say so
+ * before that: where it can neither be written nor emptied it is taken away. */
+static void mgr__keeping_outside(mgr__keeping *k, const mgr__child *c)
+{
+    uint64_t partial = 1;
+    if (c->agent) return;       /* no work of a partition */
+    MGR__STORE(&k->page->group_partial, 1u);
+    if (!mgr__page_has(k->page, MGR__FD_LIFE) || mgr__process_put_at(MGR__FD_LIFE, &partial, sizeof partial, offsetof(mgr__life_record, partial)) == 0) return;
+    if (mgr__process_truncate(MGR__FD_LIFE) < 0) mgr__process_unlink(k->page->life_path);
+}
+
 /* Make the worker's cgroup, which counts it from its first moment. Where one was
  * asked for by name no work is done without; else the worker runs outside. */
 static int mgr__keeping_group(mgr__keeping *k, mgr__child *c)
 {
-    if (!k->page->group[0]) return 0;
+    if (!k->page->group[0]) { mgr__keeping_outside(k, c); return 0; }
     int code = mgr__process_cgroup_make(mgr__child_cgroup(k, c));
     c->grouped = code >= 0;
     if (code >= 0) return 0;
     if (k->page->isolate == MGR_ISOLATE_CGROUP) return code;
-    MGR__STORE(&k->page->group_partial, 1u);
+    mgr__keeping_outside(k, c);
     return 0;
 }
 
@@ -9777,7 +10137,7 @@ static int mgr__keeping_join(mgr__keeping *k, const mgr__child *c, bool inside)
     if (!c->grouped || inside) return 0;
     int code = mgr__process_cgroup_join(mgr__child_cgroup(k, c));
     if (code >= 0 || k->page->isolate == MGR_ISOLATE_CGROUP) return code;
-    MGR__STORE(&k->page->group_partial, 1u);
+    mgr__keeping_outside(k, c);
     return 0;
 }
 
@@ -9983,7 +10343,7 @@ static enum mgr__owner mgr__keeping_owner(mgr__keeping *k, const mgr__process *p
         if (!mgr__child_over(*owner) && (*owner)->pid == p->group) return MGR__OWNER_KNOWN;
     }
     if (!named) named = mgr__process_environ(p->pid, "MANAGER_CHILD=", k->scratch, sizeof k->scratch, k->found, sizeof k->found)
-                        && mgr__page_child_name(k->page, k->found, &slot, &generation);
+                        && mgr__page_child_name(k->page->nonce, k->found, &slot, &generation);
     if (!named) return MGR__OWNER_UNKNOWN;
     *owner = &k->children[slot];
     return (*owner)->generation == (uint32_t)generation && !mgr__child_over(*owner) ? MGR__OWNER_KNOWN : MGR__OWNER_FORMER;
@@ -10178,8 +10538,8 @@ static int mgr__words_try(const struct sockaddr_storage *address, socklen_t addr
 
 /* Until an address answers with 2xx, or all of those that answer refuse (4xx):
  * what is refused now is refused again. Each of the three is a fact or names one
- * life, so it may arrive twice or late. */
-static void mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
+ * life, so it may arrive twice or late. True: it has been accepted. */
+static bool mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
 {
     const mgr__frame_words *h = &k->words.head;
     const char *text = k->words.text;
@@ -10189,16 +10549,23 @@ static void mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
         bool refused = false, unsure = false;
         for (uint32_t i = 0; i < h->address_count; i++) {
             int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[which], MGR__KEEPER_TRY_MS);
-            if (status >= 200 && status < 300) return;
+            if (status >= 200 && status < 300) return true;
             if (status >= 400 && status < 500 && status != 429) refused = true;
             else if (status > 0) unsure = true;
         }
-        if (refused && !unsure) return;
+        if (refused && !unsure) return false;
         mgr__process_poll(NULL, 0, (int)pause);
         pause = mgr__min64(1000, pause * 2);
         now = mgr__process_now_ms();
         MGR__STORE(&k->page->keeper_beat, now);
     }
+    return false;
+}
+
+/* With the certificate accepted the life's file has nothing left to prove. */
+static void mgr__keeping_certify(mgr__keeping *k)
+{
+    if (mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS) && k->page->life_path[0]) mgr__process_unlink(k->page->life_path);
 }
 
 /* Invariant 4 for in-process work: while the host lives nobody certifies. */
@@ -10223,7 +10590,7 @@ static void mgr__keeping_speak(mgr__keeping *k)
     bool certify = mgr__keeping_may_certify(k);
     int64_t within_ms = certify ? MGR__KEEPER_TIDY_MS : MGR__KEEPER_WORDS_MS;
     if (certify) {
-        mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS);
+        mgr__keeping_certify(k);
         mgr__keeping_pause(k, MGR__KEEPER_HEIRS_MS);
     }
     mgr__words_send(k, MGR__WORD_DESTROY, within_ms);
@@ -10338,7 +10705,7 @@ static void mgr__keeping_step(mgr__keeping *k, int64_t now)
     case MGR__KEEPING_WORDS: mgr__keeping_speak(k); break;
     case MGR__KEEPING_HOST:
         if (MGR__LOAD(&k->page->dismissed)) k->phase = MGR__KEEPING_AGENTS;
-        else if (mgr__keeping_may_certify(k)) { mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS); k->phase = MGR__KEEPING_AGENTS; }
+        else if (mgr__keeping_may_certify(k)) { mgr__keeping_certify(k); k->phase = MGR__KEEPING_AGENTS; }
         break;
     case MGR__KEEPING_AGENTS: mgr__keeping_end_agents(k, now); break;
     case MGR__KEEPING_OVER: break;
@@ -10730,6 +11097,7 @@ static void mgr__keeper_page_init(mgr__page *page, const mgr__keeper_config *c, 
     page->stop_grace_ms = c->stop_grace_ms;
     page->overrun_kill_host = c->overrun_kill_host;
     page->isolate = (uint32_t)c->isolate;
+    if (c->life_path) mgr__copy_text(page->life_path, sizeof page->life_path, mgr__str_of(c->life_path));
     page->host = (int32_t)host;
     page->host_start = self.start;
     page->lease = MGR__LEASE_UNSET;
@@ -11154,7 +11522,7 @@ static void mgr__keeper_kill_strays(mgr__keeper *k)
     for (int i = 0; i < count; i++) {
         if (list[i].start < k->page->host_start || list[i].state == 'Z' || list[i].pid == k->host) continue;
         if (!mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)) continue;
-        if (mgr__page_child_name(k->page, found, &slot, &generation)) mgr__keeper_kill_stray(k, &list[i]);
+        if (mgr__page_child_name(k->page->nonce, found, &slot, &generation)) mgr__keeper_kill_stray(k, &list[i]);
     }
     mgr__process_unmap(list, list_bytes);
     mgr__process_unmap(scratch, scratch_bytes);
@@ -11255,6 +11623,180 @@ static void mgr__keeper_close(mgr__keeper *k)
 static void mgr__keeper_forked(mgr__keeper *k)
 {
     if (k->page) mgr__keeper_drop(k);
+}
+
+/* ---- the manager's side: a life's file, and what it proves ---- */
+
+enum { MGR__LIFE_GONE_TRIES = 10 };     /* of 2 ms: a group that was killed is empty within milliseconds, as a rule */
+
+/* Say in the life's file who acts for this life: to be done before its first work.
+ * `partial` is the keeper's to write. 0, or -errno: then nothing will be proven. */
+static int mgr__keeper_describe(const mgr__keeper *k, int life_fd, const char *life, const char *boot)
+{
+    mgr__life_record r;
+    mgr__process stat;
+    const int32_t pids[3] = { k->page->host, MGR__LOAD(&k->page->guard), MGR__LOAD(&k->page->keeper) };
+    const size_t after = offsetof(mgr__life_record, partial) + sizeof r.partial;
+    memset(&r, 0, sizeof r);
+    r.magic = MGR__LIFE_MAGIC;
+    r.nonce = k->page->nonce;
+    mgr__copy_text(r.life, sizeof r.life, mgr__str_of(life));
+    mgr__copy_text(r.boot, sizeof r.boot, mgr__str_of(boot));
+    for (int i = 0; i < 3; i++) {
+        if (!mgr__process_stat(pids[i], &stat)) return -ESRCH;
+        r.who[i].pid = (uint64_t)pids[i];
+        r.who[i].start = stat.start;
+    }
+    mgr__copy_text(r.group, sizeof r.group, mgr__str_of(k->page->group));
+    if (r.group[0]) r.view_bytes = mgr__process_cgroup_view(r.group, &r.view_device, &r.view_inode);
+    int code = mgr__process_put_at(life_fd, (const char *)&r + after, sizeof r - after, after);
+    return code < 0 ? code : mgr__process_put_at(life_fd, &r, offsetof(mgr__life_record, partial), 0);
+}
+
+/* "NAME DEVICE INODE": what the instance key says of the life's file. */
+static bool mgr__life_evidence(int life_fd, const char *name, char *to, size_t to_bytes)
+{
+    uint64_t device, inode;
+    to[0] = 0;
+    if (!mgr__process_file_id(life_fd, &device, &inode)) return false;
+    snprintf(to, to_bytes, "%s %llu %llu", name, (unsigned long long)device, (unsigned long long)inode);
+    return true;
+}
+
+/* Whether it is the file that the key means, and nobody holds it. NULL, or why not. */
+static const char *mgr__life_file_fault(int fd, const char *evidence, bool *held)
+{
+    uint64_t device, inode;
+    const char *at = strchr(evidence, ' ');
+    uint64_t wanted[2] = { 0, 0 };
+    for (int i = 0; i < 2 && at && *at == ' '; i++) { at++; wanted[i] = mgr__process_number(&at); }
+    if (!mgr__process_file_id(fd, &device, &inode)) return "its life file cannot be read";
+    if (device != wanted[0] || inode != wanted[1]) return "its life file is not the one that it had";
+    if (!mgr__process_locks_local(fd)) return "its life file is where no lock can be relied on";
+    *held = mgr__process_lock_shared(fd) < 0;
+    return *held ? "a process of it still holds its life file" : NULL;
+}
+
+/* Nothing that bears the life's name in its environment is alive: a last look, beyond
+ * the group, for what was moved out of it. */
+static bool mgr__life_name_seen(uint64_t nonce)
+{
+    size_t list_bytes = sizeof(mgr__process) * MGR__KEEPER_LIST_MAX, scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
+    mgr__process *list = (mgr__process *)mgr__process_pages(list_bytes);
+    char *scratch = (char *)mgr__process_pages(scratch_bytes), found[MGR__CHILD_NAME_BYTES];
+    uint64_t slot, generation;
+    int count = list && scratch ? mgr__process_list(0, list, MGR__KEEPER_LIST_MAX) : -1;
+    bool seen = count < 0;
+    for (int i = 0; i < count && !seen; i++)
+        seen = list[i].state != 'Z' && mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)
+               && mgr__page_child_name(nonce, found, &slot, &generation);
+    mgr__process_unmap(list, list_bytes);
+    mgr__process_unmap(scratch, scratch_bytes);
+    return seen;
+}
+
+/* Its supervisors are dead, so that what is left in its group has outlived them
+ * (Invariant 3), and is killed. True: the group is empty, or gone. */
+static bool mgr__life_group_dead(const mgr__life_record *r)
+{
+    const char *name = strrchr(r->group, '/');
+    if (!r->group[0]) return true;      /* and not partial: it never started a worker */
+    if (!name || !mgr__process_cgroup_mine(name + 1)) return false;
+    for (int i = 0; i < MGR__LIFE_GONE_TRIES; i++) {
+        if (mgr__process_cgroup_gone(r->group, (size_t)r->view_bytes, r->view_device, r->view_inode)) return true;
+        uint64_t device = 0, inode = 0;
+        bool same = mgr__process_cgroup_view(r->group, &device, &inode) == r->view_bytes && device == r->view_device && inode == r->view_inode;
+        if (!same) return false;
+        int populated = mgr__process_cgroup_populated(r->group);
+        if (populated == 0) { mgr__process_cgroup_remove(r->group); return true; }
+        if (populated == 1) mgr__process_cgroup_kill(r->group);
+        mgr__process_poll_one(-1, 0, 2);
+    }
+    return false;
+}
+
+static mgr__verdict mgr__life_prove_record(const mgr__life_record *r, const char *life, const char *boot, const char **why)
+{
+    static const char *const WHO[3] = { "the program of that life still lives", "the guard of that life still lives", "the keeper of that life still lives" };
+    *why = "its life file is of another life";
+    if (r->magic != MGR__LIFE_MAGIC || strcmp(r->life, life) != 0) return MGR__VERDICT_NONE;
+    *why = "it was of another boot or PID namespace";
+    if (!boot[0] || strcmp(r->boot, boot) != 0) return MGR__VERDICT_NONE;
+    for (int i = 0; i < 3; i++) {
+        *why = WHO[i];
+        if (!mgr__process_ended((pid_t)r->who[i].pid, r->who[i].start)) return MGR__VERDICT_LATER;
+    }
+    *why = "it had workers outside a cgroup (isolate none), of which some may have left their group";
+    if (r->partial) return MGR__VERDICT_NONE;
+    *why = "its cgroup is not seen to be empty";
+    if (!mgr__life_group_dead(r)) return MGR__VERDICT_LATER;
+    *why = "a process with its name in the environment is alive";
+    return mgr__life_name_seen(r->nonce) ? MGR__VERDICT_LATER : MGR__VERDICT_DEAD;
+}
+
+/* Is everything dead that could still act for `life`? Only this process's own look
+ * counts, and it is the last step before a certificate.
+ *
+ * Who can act for a life? (1) Its host program: it writes to Consul under the session,
+ * commands the keeper, and may do the work itself. (2) Guard and keeper, stopped ones
+ * too: a keeper that goes on forks the next worker. (3) The keeper's child between fork
+ * and exec, which need not be in its cgroup yet. (4) Workers and what they began.
+ * (1) and (2) are named in the file by number and start, which one boot and one PID
+ * namespace give to nobody else; each must be gone. A stopped or traced process, or one
+ * that dumps core, is not. (1) to (3) share one open file description, from the host's
+ * open on, and with it the exclusive flock; the kernel frees it when the last of them is
+ * gone, and nobody can come by it afterwards, for it is only inherited. Numbers and lock
+ * do not rest on each other: a host that closes every descriptor it finds lives on by
+ * number; a child of the host's that was forked with the descriptor holds the lock, and
+ * with it the proof, as long as it lives; a worker that unlocks what it inherited is no
+ * supervisor. (4) are counted by the cgroup that they are born in; the keeper writes
+ * `partial` before the first one that is not, in the file that can only be read after
+ * the lock was free, hence after that write. Without a group nothing is proven, unless
+ * no worker was ever started.
+ *
+ * Is it that file? Name, device and inode are in the instance key, and the session's id
+ * is in the file: a key that was edited by hand, or a file deleted and made anew, does
+ * not fit. An inode's number is not given anew while somebody has the old file open;
+ * looked at is the descriptor, not the path. Only our own folder is searched, which
+ * nobody else can write to, and only where flock is the kernel's own: not over NFS.
+ * Somebody who opened the file before, to read it, holds no lock that could pass for a
+ * supervisor's, nor hide one.
+ *
+ * Is it that host? The boot's id is in the key and in the file. A container of the same
+ * boot has another PID namespace, and where its cgroup path means something else, the
+ * mount that it is seen through differs by device or inode. The number of a PID namespace
+ * is given anew only when it and all its processes are gone, which is what is to be
+ * proven. Two virtual machines resumed from one image of memory share all of this; but
+ * then the life itself runs twice, and only the fence helps (see "What no process can
+ * promise"); a life begun after the image was taken has its file on one of them alone. */
+static mgr__verdict mgr__life_prove(const char *dir, const char *evidence, const char *life, const char *boot, const char **why)
+{
+    char name[32], path[PATH_MAX];
+    mgr__life_record r;
+    bool held = false;
+    const char *end = strchr(evidence, ' ');
+    *why = "it left no life file";
+    if (!dir[0] || !end || !life[0]) return MGR__VERDICT_NONE;
+    mgr__copy_text(name, sizeof name, mgr__str_make(evidence, (size_t)(end - evidence)));
+    if (!mgr__process_life_name(name) || strlen(dir) + sizeof name + 1 > sizeof path) return MGR__VERDICT_NONE;
+    mgr__process_append(mgr__process_append(mgr__process_append(path, dir), "/"), name);
+    *why = "its life file is not in our run_dir";
+    int fd = mgr__process_life_open(path);
+    if (fd < 0) return MGR__VERDICT_NONE;
+    mgr__verdict verdict = MGR__VERDICT_NONE;
+    const char *fault = mgr__life_file_fault(fd, evidence, &held);
+    bool known = (!fault || held) && mgr__process_get_at(fd, &r, sizeof r);
+    *why = fault ? fault : "its life file is of no use";
+    if (known) {
+        r.life[sizeof r.life - 1] = r.boot[sizeof r.boot - 1] = r.group[sizeof r.group - 1] = 0;
+        verdict = mgr__life_prove_record(&r, life, boot, why);
+    }
+    if (held) {         /* by a worker, it may be: if nobody supervises it any more it was killed just now */
+        if (verdict == MGR__VERDICT_DEAD || !known) *why = fault;
+        if (verdict == MGR__VERDICT_DEAD || !known) verdict = MGR__VERDICT_LATER;
+    }
+    mgr__process_close(fd);
+    return verdict;
 }
 
 MGRAPI int mgr_keeper_main(int argc, char **argv)
@@ -11377,6 +11919,10 @@ struct mgr {
     int64_t       keeper_retry_at;              /* making one failed; 0: not so */
     size_t        agent;                        /* address of the agent where our service is registered */
     int           keeper_fd, agent_keeper_fd;   /* as registered in the loop; -1 */
+    const char   *run_dir;                      /* of life files; NULL: not yet looked for, "": there is none */
+    int           life_fd;                      /* this life's file under flock; -1 */
+    char         *life_path;
+    char          life_note[600];               /* why there is no proof, until it is said */
     uint32_t      late_told_ms; /* the keeper's worst lateness that was an event */
     int64_t       lease;        /* atomic copy of the word for mgr_lease_left_ms; 0: closed */
 
@@ -11566,6 +12112,76 @@ static const char *mgr__manager_isolate_text(mgr_isolate isolate)
     return isolate == MGR_ISOLATE_CGROUP ? "cgroup" : isolate == MGR_ISOLATE_PIDNS ? "pidns" : "none";
 }
 
+/* Where life files go: the first that is ours alone. "": nowhere. */
+static void mgr__manager_find_run_dir(mgr *m)
+{
+    char own[64];
+    const char *xdg = getenv("XDG_RUNTIME_DIR"), *given = m->desc.run_dir;
+    snprintf(own, sizeof own, "/tmp/manager-%lu", (unsigned long)mgr__process_euid());
+    const char *places[3] = { xdg && xdg[0] == '/' ? xdg : NULL, "/run/manager", own };
+    int code = -ENOENT;
+    m->run_dir = "";
+    for (size_t i = 0; i < (given ? 1 : MGR__COUNT(places)) && code < 0; i++) {
+        const char *place = given ? given : places[i];
+        if (!place || strlen(place) > PATH_MAX - 64) continue;
+        code = mgr__process_dir_ours(place);
+        if (code == 0) m->run_dir = mgr__arena_str(&m->arena, mgr__str_of(place)).at;
+    }
+    if (code == 0) { mgr__process_life_sweep(m->run_dir); return; }
+    snprintf(m->life_note, sizeof m->life_note, "no folder for life files (%.200s: %s): after a crash of everything on this host a restart waits the delay; set run_dir to one that is 0700 and ours",
+             given ? given : own, mgr__io_text(code));
+}
+
+/* A new file for the life of a keeper that is about to be made. Without one there is
+ * no proof, which is said, and nothing else amiss. */
+static void mgr__manager_make_life(mgr *m)
+{
+    uint64_t number = 0;
+    char name[32], path[PATH_MAX];
+    if (!m->run_dir) mgr__manager_find_run_dir(m);
+    if (!m->run_dir[0] || m->io.random(m->io.user, &number, sizeof number) < 0) return;
+    snprintf(name, sizeof name, "manager-%016llx.life", (unsigned long long)number);
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", m->run_dir, name) >= sizeof path) return;
+    m->life_fd = mgr__process_life_make(path);
+    mgr__str kept = mgr__str_of(path);
+    m->life_path = m->life_fd >= 0 ? mgr__dup(&m->heap, kept) : NULL;
+    if (m->life_path && mgr__life_evidence(m->life_fd, name, m->cluster.proof, sizeof m->cluster.proof)) return;
+    snprintf(m->life_note, sizeof m->life_note, "no life file in %.200s (%s): after a crash of everything on this host a restart waits the delay", m->run_dir,
+             m->life_fd == -EOPNOTSUPP ? "a file system whose locks cannot be relied on" : mgr__io_text(m->life_fd < 0 ? m->life_fd : -ENOMEM));
+}
+
+/* Our hold on it. Guard and keeper keep theirs until their clean-up has ended. */
+static void mgr__manager_drop_life(mgr *m, bool remove)
+{
+    if (remove && m->life_path) mgr__process_unlink(m->life_path);
+    mgr__process_close(m->life_fd);
+    mgr__free(&m->heap, m->life_path);
+    m->life_fd = -1;
+    m->life_path = NULL;
+    m->cluster.proof[0] = 0;
+}
+
+/* The life has its session: from now on its file says who acts for it. */
+static void mgr__manager_describe_life(mgr *m)
+{
+    int code = m->life_fd < 0 ? 0 : mgr__keeper_describe(&m->keeper, m->life_fd, m->cluster.life, m->cluster.config.boot.at);
+    if (code < 0) snprintf(m->life_note, sizeof m->life_note, "the life file cannot be written (%s): after a crash of everything on this host a restart waits the delay", mgr__io_text(code));
+    if (!m->life_note[0]) return;
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
+    event.text = m->life_note;
+    mgr__manager_tell(m, &event);
+    m->life_note[0] = 0;
+}
+
+/* Only our own look counts: the proof comes first, then the certificate. */
+static void mgr__act_prove(mgr *m, const mgr__action *action, int64_t now)
+{
+    const char *why = "";
+    if (!m->run_dir) mgr__manager_find_run_dir(m);
+    mgr__verdict verdict = mgr__life_prove(m->run_dir, action->text, action->instance, m->cluster.config.boot.at, &why);
+    mgr__cluster_proved(&m->cluster, mgr__str_of(action->instance), verdict, why, now);
+}
+
 static mgr_result mgr__manager_make_keeper(mgr *m, mgr__keeper *keeper, int *registered)
 {
     mgr__keeper_config config;
@@ -11576,10 +12192,14 @@ static mgr_result mgr__manager_make_keeper(mgr *m, mgr__keeper *keeper, int *reg
     config.isolate = m->desc.isolate;
     config.overrun_kill_host = m->desc.overrun_kill_host;
     config.keeper_argv = m->desc.keeper_argv;
+    if (keeper == &m->keeper) mgr__manager_make_life(m);
+    config.life_fd = keeper == &m->keeper ? m->life_fd : -1;
+    config.life_path = config.life_fd >= 0 ? m->life_path : NULL;
     mgr__buf_clear(&m->error);
     mgr_result result = mgr__keeper_open(keeper, &m->heap, &config, &m->error);
     if (result == MGR_OK) mgr__manager_watch_keeper(m, keeper, registered);
     if (result == MGR_OK && keeper == &m->keeper) m->cluster.isolate = mgr__manager_isolate_text(mgr__keeper_isolation(keeper));
+    if (result != MGR_OK && keeper == &m->keeper) mgr__manager_drop_life(m, true);
     return result;
 }
 
@@ -12135,6 +12755,7 @@ static void mgr__manager_renew_keeper(mgr *m)
         mgr__keeper_dismiss(&m->keeper);
         mgr__keeper_close(&m->keeper);
     }
+    mgr__manager_drop_life(m, true);        /* what can be certified of the life that ended, this program certifies */
     m->have_keeper = mgr__manager_make_keeper(m, &m->keeper, &m->keeper_fd) == MGR_OK;
     m->keeper_retry_at = m->have_keeper ? 0 : mgr__io_now(&m->io) + MGR__KEEPER_RETRY_MS;
     if (m->have_keeper) { mgr__cluster_ready(&m->cluster); return; }
@@ -12187,11 +12808,13 @@ static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
         mgr__manager_publish_lease(m);
         break;
     case MGR__ACT_LIFE:
+        mgr__manager_describe_life(m);
         mgr__manager_teach_keeper(m);
         mgr__manager_note_in_process(m);
         for (size_t i = 0; i < m->check_count; i++) m->checks[i]->registered = false;
         break;
     case MGR__ACT_FRESH_KEEPER: mgr__manager_renew_keeper(m); break;
+    case MGR__ACT_PROVE: mgr__act_prove(m, action, now); break;
     case MGR__ACT_EVENT: mgr__act_event(m, action); break;
     case MGR__ACT_LEFT:
         m->is_over = true;
@@ -12626,6 +13249,7 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     char directory[4096];
     mgr__io_directory(directory, sizeof directory);
     m->directory = mgr__desc_text(m, directory);
+    d->run_dir = given->run_dir && given->run_dir[0] ? mgr__desc_text(m, given->run_dir) : NULL;
     if (given->keeper_argv) {
         const char **argv = mgr__manager_copy_list(&m->arena, (const char *const *)given->keeper_argv, NULL);
         memcpy(&d->keeper_argv, &argv, sizeof argv);    /* exec wants it without const; nobody writes to it */
@@ -12730,7 +13354,7 @@ MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
     mgr__buf_init(&m->scratch, &m->heap, MGR_BODY_BYTES_MAX);
     m->io = mgr__io_real();
     m->pid = m->io.process(m->io.user);
-    m->keeper_fd = m->agent_keeper_fd = m->signal_fd = -1;
+    m->keeper_fd = m->agent_keeper_fd = m->signal_fd = m->life_fd = -1;
     m->loop.wake_read = m->loop.wake_write = m->loop.timer = m->loop.epoll = -1;
     for (int i = 0; i < MGR__LANE_COUNT; i++) m->http[i].fd = -1;
     mgr_result result = desc ? mgr__manager_open_parts(m, desc) : mgr__manager_fail(m, MGR_INVALID, "a mgr_desc is needed");
@@ -12821,8 +13445,10 @@ MGRAPI void mgr_leave(mgr *m)
  * stops the work, certifies, destroys the session. */
 static void mgr__manager_end_keeper(mgr *m)
 {
-    if (!m->cluster.life[0]) mgr__keeper_dismiss(&m->keeper);
+    bool over = !m->cluster.life[0];
+    if (over) mgr__keeper_dismiss(&m->keeper);
     mgr__keeper_close(&m->keeper);
+    mgr__manager_drop_life(m, over);
 }
 
 MGRAPI void mgr_close(mgr *m)
@@ -12832,7 +13458,7 @@ MGRAPI void mgr_close(mgr *m)
     bool forked = mgr__manager_forked(m);
     if (forked) mgr__loop_forked(&m->loop);     /* or the child would empty the parent's epoll set */
     for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->http[i].loop) mgr__http_free(&m->http[i]);
-    if (m->have_keeper) { if (forked) mgr__keeper_forked(&m->keeper); else mgr__manager_end_keeper(m); }
+    if (m->have_keeper) { if (forked) { mgr__keeper_forked(&m->keeper); mgr__manager_drop_life(m, false); } else mgr__manager_end_keeper(m); }
     if (m->have_agent_keeper) { if (forked) mgr__keeper_forked(&m->agent_keeper); else mgr__keeper_close(&m->agent_keeper); }
     if (m->signal_masked && !forked) { mgr__loop_remove(&m->loop, m->signal_fd); mgr__io_signals_close(m->signal_fd, &m->signal_mask); }
     mgr__loop_close(&m->loop);
@@ -13328,6 +13954,16 @@ static mgr_view_instance mgr__view_instance(mgr__arena *arena, const mgr__member
     return v;
 }
 
+static const char *mgr__view_lost_why(mgr__view *v, const mgr__picture *picture, mgr__str life)
+{
+    for (size_t i = 0; i < picture->member_count && life.len; i++) {
+        mgr__str former = picture->members[i].former;
+        if (former.len > life.len + 1 && former.at[life.len] == ' ' && memcmp(former.at, life.at, life.len) == 0)
+            return mgr__arena_str(&v->arena, mgr__str_make(former.at + life.len + 1, former.len - life.len - 1)).at;
+    }
+    return "";
+}
+
 static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__picture *picture, mgr_view_instance *instances, const mgr__kv *kv, mgr__buf *scratch)
 {
     mgr__holding owner;
@@ -13338,6 +13974,7 @@ static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__pict
     p->ended = owner.ended && owner.session.len;
     const mgr__member *holder = owner.session.len ? mgr__picture_life(picture, owner.session) : NULL;
     p->lost = !owner.session.len && !owner.released && !mgr__picture_certified(picture, owner.life);
+    p->lost_why = mgr__view_lost_why(v, picture, owner.life);
     if (!owner.session.len) return;
     char since[32];
     mgr__io_rfc3339(since, (int64_t)owner.since_ms);
@@ -13363,7 +14000,7 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
         partitions[i].name = mgr__arena_str(&v->arena, set->names[i]).at;
         partitions[i].assigned = owners[i] == MGR_RUSH_NOBODY ? NULL : instances[owners[i]].id;
         partitions[i].state = owners[i] == MGR_RUSH_NOBODY ? MGR_VIEW_UNPLACEABLE : MGR_VIEW_ASSIGNED;
-        partitions[i].since = partitions[i].last_exit = partitions[i].last_owner = "";
+        partitions[i].since = partitions[i].last_exit = partitions[i].last_owner = partitions[i].lost_why = "";
         partitions[i].lost = true;
     }
     mgr__buf_init(&scratch, &m->heap, MGR_BODY_BYTES_MAX);

@@ -222,6 +222,7 @@ typedef struct options {
     uint32_t check_ttl_ms, check_interval_ms, timeout_ms;
     int      stop_signal;
     mgr_isolate isolate;
+    const char *run_dir;
     bool     once, shell, json, watch, yes, log_json;
     char     fault[256];            /* where a setter writes a text that it has to compose */
 } options;
@@ -472,6 +473,7 @@ static const option OPTIONS[] = {
     {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep a dead instance's share for its return; default none"},
     {"settle", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(settle_ms), "a joiner waits so long before it takes part; default 1s"},
     {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate), "auto, none, cgroup or pidns: what keeps a worker's processes together; default auto"},
+    {"run-dir", 0, "DIR", RUN | DEV, set_text, AT(run_dir), "0700 and ours: what a restart on this host proves by that all before it is dead; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID"},
     {"start-timeout", 0, "DURATION", RUN | DEV, set_duration, AT(start_timeout_ms), "give up when the cluster is not entered by then; default never"},
     {"check-script", 0, "COMMAND", RUN | DEV, set_text, AT(check_script), "sh -c COMMAND a partition: exit 0 passes, 1 warns, else it goes to another instance"},
     {"check-interval", 0, "DURATION", RUN | DEV, set_duration, AT(check_interval_ms), "between two runs of the script; default 10s"},
@@ -1314,6 +1316,7 @@ static void describe_run(program *p, mgr_desc *desc)
     desc->settle_ms = o->settle_ms;
     desc->start_timeout_ms = o->start_timeout_ms;
     desc->isolate = o->isolate;
+    desc->run_dir = o->run_dir;
     desc->keeper_argv = keeper_command(p);
     desc->handle_signals = true;
     desc->on_acquire = on_acquire;
@@ -1691,6 +1694,7 @@ static void why_on_its_way(text *out, const mgr_view *view, const mgr_view_parti
         if (delay_ms) text_duration(out, delay_ms);
         else text_add(out, "the delay");
         text_add(out, " from when it saw the loss, so that the two never overlap");
+        if (*q->lost_why) text_format(out, " (its host looked for a proof: %s)", q->lost_why);
     } else {
         text_format(out, "it is free, and %s is about to take it: if that lasts, see the log of %s", q->assigned, q->assigned);
     }
@@ -2187,6 +2191,8 @@ static const failure FAILURES[] = {
      "without a cgroup the manager can prove nothing: it ends its session after the lease, and the others wait the delay"},
     {"all three killed", CHECK_TTL | DELAY | CONSUL, 0,
      "the workers die with their keeper; the instance's check runs out, and the others wait the delay"},
+    {"all three killed, restarted at once", SETTLE | KILL_MARGIN | CONSUL, 0,
+     "on its host, with a cgroup: the restart proves the former life dead and certifies it; without one, as before"},
     {"host dies", DETECT | DELAY | CONSUL, 0,
      "nobody can prove the workers dead, so the others wait the delay"},
     {"host frozen whole", DETECT | DELAY | CONSUL, LEASE | KILL_MARGIN,

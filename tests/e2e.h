@@ -1024,6 +1024,7 @@ static int e2e_main(int argc, char **argv, int (*run)(int argc, char **argv))
     e2e_find_programs();
     snprintf(e2e_root, sizeof e2e_root, "/tmp/manager-e2e.XXXXXX");
     if (!mkdtemp(e2e_root)) { perror("mkdtemp"); return 1; }
+    setenv("XDG_RUNTIME_DIR", e2e_root, 1);     /* life files go when we go */
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     sigemptyset(&signals);
     sigaddset(&signals, SIGCHLD);

@@ -285,6 +285,62 @@ E2E(manager_keeper_and_guard_killed)
     e2e_gaps("all", from, "SIGKILL to manager, keeper and guard");
 }
 
+/* Manager, keeper and guard die at one blow, and the instance is started again at
+ * once, on the same host and with the same id. True: all was set up for that. */
+static bool killed_and_back(e2e_agent *agent, const char *service, const char *isolate, e2e_instance *back, int64_t *from)
+{
+    pid_t pids[E2E_PARTS_MAX], three[3];
+    e2e_instance a = e2e_run(agent, service, "a", "-p", "0..3", "--isolate", isolate, NULL);
+    if (!e2e_wait_settled(agent, service, 1, 4, &view, 20000)) return false;
+    size_t n = workers_of(service, "a", pids);
+    three[0] = a.pid;
+    three[1] = n ? e2e_parent_of(pids[0]) : 0;
+    three[2] = three[1] > 1 ? e2e_parent_of(three[1]) : 0;
+    if (three[2] <= 1 || three[2] == getpid()) return false;
+    *from = e2e_now_ns();
+    for (int i = 0; i < 3; i++) kill(three[i], SIGSTOP);
+    for (int i = 0; i < 3; i++) kill(three[i], SIGKILL);
+    *back = e2e_run(agent, service, "a", "-p", "0..3", "--isolate", isolate, NULL);
+    return true;
+}
+
+static bool cgroup_writable(void)
+{
+    char group[MGR__PROCESS_CGROUP_BYTES];
+    return mgr__process_cgroup_find(group, sizeof group) == 0 && access(group, W_OK) == 0;
+}
+
+E2E(all_killed_and_back_on_its_host_with_a_cgroup)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    e2e_instance back;
+    int64_t from;
+    if (!cgroup_writable()) SKIP("no cgroup v2 that we may write to");
+    if (!killed_and_back(agent, "return", "cgroup", &back, &from)) { CHECK(!"settled"); return; }
+    CHECK(e2e_wait_settled(agent, "return", 1, 4, &view, 30000));
+    CHECK(e2e_wait_said(&back, "certified that all work of the former life", 1000));
+    /* Proven, not waited for; its settle_ms and what Consul needs are in the gap. */
+    CHECK(e2e_gaps("return", from, "SIGKILL to manager, keeper and guard, and its return, in a cgroup") < E2E_DELAY_MS / 2);
+    CHECK_INT(e2e_stop(&back), 0);
+}
+
+E2E(all_killed_and_back_on_its_host_without_proof)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    e2e_instance back;
+    int64_t from;
+    if (!killed_and_back(agent, "loose", "none", &back, &from)) { CHECK(!"settled"); return; }
+    CHECK(e2e_wait_said(&back, "its death is not proven: it had workers outside a cgroup", 10000));
+    CHECK(e2e_wait_said(&back, "partition 0 was lost by a without proof of death", 30000));
+    CHECK(strstr(e2e_said(&back), "has no proof of death: it had workers outside a cgroup") != NULL);
+    CHECK_INT(e2e_cli("why", "-s", "loose", "0", "--consul", agent->address, NULL), 0);
+    CHECK(strstr(e2e_out, "it had workers outside a cgroup") != NULL);
+    CHECK(e2e_wait_settled(agent, "loose", 1, 4, &view, 30000));
+    CHECK(!strstr(e2e_said(&back), "certified"));
+    CHECK(e2e_gaps("loose", from, "the same without isolation") >= E2E_DELAY_MS - 100);
+    CHECK_INT(e2e_stop(&back), 0);
+}
+
 static int run(int argc, char **argv)
 {
     RUN(manager_killed_ten_times);
@@ -296,6 +352,8 @@ static int run(int argc, char **argv)
     RUN(session_destroyed_and_key_deleted_by_hand);
     RUN(agent_stopped_and_continued);
     RUN(manager_keeper_and_guard_killed);
+    RUN(all_killed_and_back_on_its_host_with_a_cgroup);
+    RUN(all_killed_and_back_on_its_host_without_proof);
     return test__end();
 }
 

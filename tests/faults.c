@@ -1175,6 +1175,7 @@ int main(int argc, char **argv)
     e2e_find_programs();
     snprintf(e2e_root, sizeof e2e_root, "/tmp/manager-faults.XXXXXX");
     if (!mkdtemp(e2e_root)) { perror("mkdtemp"); return 1; }
+    setenv("XDG_RUNTIME_DIR", e2e_root, 1);         /* life files go when we go */
     all = (shared *)mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (all == MAP_FAILED) { perror("mmap"); return 1; }
     all->until_ms = e2e_now_ms() + 300000;

@@ -378,6 +378,7 @@ static void sim_act(sim *s, int index, const mgr__action *a)
         mgr__copy_text(in->service, sizeof in->service, mgr__str_of(in->core.service));
         break;
     case MGR__ACT_FRESH_KEEPER: sim_fresh_keeper(s, in); break;
+    case MGR__ACT_PROVE: break;     /* no host of the simulation has a boot that it knows */
     case MGR__ACT_EVENT: sim_say(s, "%s %s: %s", in->id, mgr_event_word(a->event), a->text); break;
     case MGR__ACT_LEFT:
         in->core_alive = false;

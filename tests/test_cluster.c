@@ -23,6 +23,8 @@ typedef struct box {            /* one instance: a core and its executor */
     char         id[16];
     int64_t      lease, wake;
     mgr_result   result;                        /* once it has left */
+    bool         proves;                        /* answers MGR__ACT_PROVE, with: */
+    mgr__verdict verdict;
     work         works[WORKS];
     mgr__buf     log, asked;                    /* what it did, and asked, line by line */
 } box;
@@ -239,6 +241,10 @@ static void box_act(world *w, box *b, const mgr__action *a)
     case MGR__ACT_EVENT:
         if (a->part && !strstr(a->text, a->part->name.at)) CHECK(!"an event names its partition");
         mgr__buf_printf(&b->log, "%s: %s\n", mgr_event_word(a->event), a->text);
+        break;
+    case MGR__ACT_PROVE:
+        mgr__buf_printf(&b->log, "prove %s\n", a->text);
+        if (b->proves) mgr__cluster_proved(&b->core, mgr__str_of(a->instance), b->verdict, "the test says so", w->now);
         break;
     case MGR__ACT_LEFT: b->alive = false; b->result = a->result; break;
     }
@@ -2078,6 +2084,110 @@ TEST(a_former_life_of_this_boot_is_waited_for)
     world_end(w);
 }
 
+/* A former life of this boot, killed with keeper and guard, is looked into: what the
+ * executor sees decides. The session stands all the while. */
+static box *return_at_once(world *w, mgr__verdict verdict, bool *lives)
+{
+    mgr__cluster_config config = config_at("this boot", lives);
+    box *a = box_open_as(w, 0, "a", &config);
+    mgr__copy_text(a->core.proof, sizeof a->core.proof, mgr__str_of("a file of a's"));
+    run(w, 1000);
+    CHECK_INT(works_count(a), 2);
+    box_dies(a);
+    *lives = false;
+    a = box_open_as(w, 0, "a", &config);
+    a->proves = true;
+    a->verdict = verdict;
+    return a;
+}
+
+TEST(a_former_life_that_is_proven_dead_is_certified_and_replaced_at_once)
+{
+    bool lives = true;
+    char key[80], old[40];
+    world *w = the_world();
+    mgr__cluster_config config = config_at("this boot", &lives);
+    box *a = box_open_as(w, 0, "a", &config);
+    mgr__copy_text(a->core.proof, sizeof a->core.proof, mgr__str_of("a file of a's"));
+    run(w, 1000);
+    mgr__copy_text(old, sizeof old, mgr__str_of(a->core.life));
+    box_dies(a);
+    lives = false;
+    a = box_open_as(w, 0, "a", &config);
+    a->proves = true;
+    a->verdict = MGR__VERDICT_LATER;        /* what was killed is still dying */
+    run(w, 300);
+    CHECK(said(a, "prove a file of a's") && !said(a, "certified") && a->core.phase == MGR__PHASE_LOOK);
+    CHECK(times(&a->log, "prove ") > 3);
+    a->verdict = MGR__VERDICT_DEAD;
+    run(w, 1000);
+    CHECK_INT(works_count(a), 2);
+    CHECK(said(a, "certified that all work of the former life"));
+    snprintf(key, sizeof key, "cluster/dead/%s", old);
+    CHECK(look(w, key).modify_index > 0);
+    CHECK_INT(dc_session_count(&w->store), 1);
+    CHECK_INT(w->store.service_count, 1);
+    world_end(w);
+}
+
+TEST(a_former_life_without_proof_is_waited_for_and_that_is_said)
+{
+    bool lives = true;
+    world *w = the_world();
+    box *a = return_at_once(w, MGR__VERDICT_NONE, &lives);
+    run(w, 1500);
+    CHECK_INT(times(&a->log, "prove "), 1);
+    CHECK(said(a, "its death is not proven: the test says so"));
+    CHECK(!said(a, "certified") && works_count(a) == 0);
+    run(w, 2 * DELAY_MS + 3 * TTL_MS);
+    CHECK(said(a, "has no proof of death: the test says so; what it held is taken after the delay"));
+    CHECK(value_has(w, "cluster/instances/a", " the test says so\""));
+    CHECK_INT(works_count(a), 2);
+    CHECK(!said(a, "certified"));
+    world_end(w);
+}
+
+TEST(a_former_life_that_never_dies_is_asked_after_less_and_less)
+{
+    bool lives = true;
+    world *w = the_world();
+    box *a = return_at_once(w, MGR__VERDICT_LATER, &lives);
+    run(w, MGR__PROVE_MS + 200);
+    int often = times(&a->log, "prove ");
+    run(w, 1000);
+    CHECK(often > 20 && times(&a->log, "prove ") <= often + 8);
+    CHECK(!said(a, "certified") && works_count(a) == 0);
+    run(w, 2 * DELAY_MS + 3 * TTL_MS);      /* the session ends: it enters, and waits as for anybody */
+    CHECK_INT(works_count(a), 2);
+    world_end(w);
+}
+
+TEST(another_instance_of_the_boot_certifies_the_dead)
+{
+    bool lives = true;
+    for (int proves = 0; proves < 2; proves++) {
+        world *w = the_world();
+        mgr__cluster_config first = config_at("this boot", &lives), second = config_at("this boot", &lives), third = config_at("another boot", &lives);
+        second.instance_id = mgr__str_of("b");
+        third.instance_id = mgr__str_of("c");
+        box *a = box_open_as(w, 0, "a", &first), *b = box_open_as(w, 1, "b", &second), *c = box_open_as(w, 2, "c", &third);
+        mgr__copy_text(a->core.proof, sizeof a->core.proof, mgr__str_of("a file of a's"));
+        b->proves = true;
+        b->verdict = proves ? MGR__VERDICT_DEAD : MGR__VERDICT_NONE;
+        run(w, 4000);
+        char key[80];
+        snprintf(key, sizeof key, "cluster/dead/%s", a->core.life);
+        box_dies(a);
+        run(w, DELAY_MS + 3 * TTL_MS + MGR__PROVE_MS);
+        CHECK(said(b, "prove a file of a's") && !said(c, "prove "));
+        CHECK_INT(look(w, key).modify_index > 0, proves);
+        CHECK_INT(said(b, "certified that all work of instance a"), proves);
+        CHECK(!look(w, "cluster/instances/a").modify_index);
+        CHECK(works_count(b) + works_count(c) == 2);
+        world_end(w);
+    }
+}
+
 TEST(leaving_gives_all_back_and_cleans_up)
 {
     world *w = the_world();
@@ -2398,6 +2508,10 @@ int main(int argc, char **argv)
     RUN(two_instances_of_one_id_and_the_second_gives_way);
     RUN(a_second_of_one_id_gives_way_at_once_where_the_first_can_be_seen_alive);
     RUN(a_former_life_of_this_boot_is_waited_for);
+    RUN(a_former_life_that_is_proven_dead_is_certified_and_replaced_at_once);
+    RUN(a_former_life_without_proof_is_waited_for_and_that_is_said);
+    RUN(a_former_life_that_never_dies_is_asked_after_less_and_less);
+    RUN(another_instance_of_the_boot_certifies_the_dead);
     RUN(leaving_gives_all_back_and_cleans_up);
     RUN(a_second_leave_kills_also_after_an_eviction);
     RUN(a_life_that_is_not_proven_ended_is_not_certified);

@@ -1020,6 +1020,329 @@ TEST(life_lock_is_free_when_all_are_gone)
     mgr__keeper_close(&keeper);
 }
 
+/* ---- a life's file: the proof of its death ---- */
+
+typedef struct life { char dir[200], name[32], path[256], evidence[96], boot[160], id[40]; int fd; } life;
+
+static bool life_make(life *l, const char *number)
+{
+    memset(l, 0, sizeof *l);
+    snprintf(l->dir, sizeof l->dir, "%s/run", scratch_dir);
+    snprintf(l->name, sizeof l->name, "manager-%016lx.life", strtoul(number, NULL, 16));
+    snprintf(l->path, sizeof l->path, "%s/%s", l->dir, l->name);
+    snprintf(l->id, sizeof l->id, "session-%s", number);
+    mgr__io_boot(l->boot, sizeof l->boot);
+    if (mgr__process_dir_ours(l->dir) < 0) return false;
+    l->fd = mgr__process_life_make(l->path);
+    return mgr__life_evidence(l->fd, l->name, l->evidence, sizeof l->evidence);
+}
+
+static mgr__verdict prove(const life *l, const char **why) { return mgr__life_prove(l->dir, l->evidence, l->id, l->boot, why); }
+
+static mgr__verdict prove_in_time(const life *l)
+{
+    const char *why = "";
+    mgr__verdict verdict = prove(l, &why);
+    for (int64_t until = mgr__process_now_ms() + PATIENCE_MS; verdict == MGR__VERDICT_LATER && mgr__process_now_ms() < until; verdict = prove(l, &why)) usleep(1000);
+    return verdict;
+}
+
+/* As a manager that made this life and has a worker in `mode`: all three are alive on return. */
+static trio living(life *l, mgr_isolate isolate, const char *mode)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    int ends[2];
+    trio t;
+    memset(&t, 0, sizeof t);
+    c.isolate = isolate;
+    c.life_fd = l->fd;
+    c.life_path = l->path;
+    if (pipe(ends) < 0) return t;
+    pid_t manager = fork();
+    if (manager == 0) {
+        if (!open_keeper(&c) || mgr__keeper_describe(&keeper, l->fd, l->id, l->boot) < 0) _exit(1);
+        lease_for(8000);
+        if (*mode) start(mode, scratch("x"));
+        while (mgr__keeper_wants_write(&keeper)) turn(10);
+        if (*mode && !wait_locked(scratch("x"), true)) _exit(1);
+        t.guard = keeper.page->guard;
+        t.keeper = keeper.page->keeper;
+        memcpy(t.group, keeper.page->group, sizeof t.group);
+        if (write(ends[1], &t, sizeof t) < 0) _exit(1);
+        for (;;) pause();
+    }
+    close(ends[1]);
+    CHECK_INT(read(ends[0], &t, sizeof t), sizeof t);
+    close(ends[0]);
+    close(l->fd);
+    t.manager = manager;
+    return t;
+}
+
+static void kill_one(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    reap(pid);
+    CHECK(wait_gone(pid));
+}
+
+static void kill_three(trio t)
+{
+    kill(t.manager, SIGSTOP);
+    kill(t.guard, SIGSTOP);
+    kill(t.keeper, SIGSTOP);
+    kill_one(t.manager);
+    kill_one(t.guard);
+    kill_one(t.keeper);
+}
+
+/* Each piece of the proof in turn is missing, at last none. */
+TEST(death_is_proven_only_when_every_piece_is_there)
+{
+    NEED_CGROUP();
+    life l, other;
+    const char *why = "";
+    if (!life_make(&l, "a1")) { CHECK(!"a life file"); return; }
+    trio t = living(&l, MGR_ISOLATE_CGROUP, "daemon");
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+    CHECK_STR(why, "the program of that life still lives");
+    kill(t.keeper, SIGSTOP);
+    kill(t.guard, SIGSTOP);
+    kill_one(t.manager);                            /* a frozen keeper could go on, and fork */
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+    kill_one(t.guard);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+    CHECK_STR(why, "the keeper of that life still lives");
+    kill_one(t.keeper);
+
+    other = l;                                      /* of another boot, of another namespace, of nowhere */
+    other.boot[0] = other.boot[0] == '0' ? '1' : '0';
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    CHECK_STR(why, "it was of another boot or PID namespace");
+    other = l;
+    other.boot[strlen(other.boot) - 2] ^= 1;
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    other = l;
+    other.boot[0] = 0;
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    other = l;                                      /* a key that was edited by hand: the file of another life */
+    strcpy(other.id, "session-a2");
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    CHECK_STR(why, "its life file is of another life");
+    other = l;
+    other.evidence[strlen(other.evidence) - 1] ^= 1;        /* another inode */
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    CHECK_STR(why, "its life file is not the one that it had");
+    other = l;
+    strcpy(other.dir, scratch_dir);
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    other = l;
+    strcpy(other.evidence, "../run/manager-00000000000000a1.life 1 2");
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+    other.evidence[0] = 0;
+    CHECK_INT(prove(&other, &why), MGR__VERDICT_NONE);
+
+    CHECK(locked(scratch("x")));                            /* by the worker's daemon, which has the life's file, too */
+    CHECK_INT(prove_in_time(&l), MGR__VERDICT_DEAD);
+    CHECK(!locked(scratch("x")));
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_DEAD);          /* and it stays so, its group being gone */
+    CHECK(access(t.group, F_OK) < 0);
+    CHECK(unlink(l.path) == 0);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_NONE);
+    int fd = open(l.path, O_RDWR | O_CREAT, 0600);          /* made anew */
+    close(fd);
+    CHECK(prove(&l, &why) != MGR__VERDICT_DEAD);
+    unlink(l.path);
+}
+
+/* The record, taken by itself: what it takes the other pieces to get to. */
+TEST(record_of_a_life_is_held_against_the_living)
+{
+    NEED_CGROUP();
+    life l;
+    mgr__life_record r, kept;
+    mgr__process self;
+    const char *why = "";
+    if (!life_make(&l, "b1")) { CHECK(!"a life file"); return; }
+    trio t = living(&l, MGR_ISOLATE_CGROUP, "lock");
+    int fd = open(l.path, O_RDONLY);
+    CHECK(mgr__process_get_at(fd, &r, sizeof r));
+    close(fd);
+    kept = r;
+    CHECK_INT(r.partial, 0);
+    CHECK_STR(r.group, t.group);
+    CHECK_INT(r.who[0].pid, t.manager);
+    CHECK_INT(r.who[2].pid, t.keeper);
+    kill_three(t);
+    CHECK(mgr__process_stat(getpid(), &self));
+    for (int i = 0; i < 3; i++) {                   /* each of the three in turn still lives, whatever the lock says */
+        r = kept;
+        r.who[i].pid = (uint64_t)getpid();
+        r.who[i].start = self.start;
+        CHECK_INT(mgr__life_prove_record(&r, l.id, l.boot, &why), MGR__VERDICT_LATER);
+        r.who[i].start--;                           /* its number has passed to another */
+        CHECK(mgr__process_ended((pid_t)r.who[i].pid, r.who[i].start));
+    }
+    r = kept;
+    r.partial = 1;
+    CHECK_INT(mgr__life_prove_record(&r, l.id, l.boot, &why), MGR__VERDICT_NONE);
+    r = kept;                                       /* the same path through another mount */
+    r.view_inode++;
+    CHECK_INT(mgr__life_prove_record(&r, l.id, l.boot, &why), MGR__VERDICT_LATER);
+    CHECK_STR(why, "its cgroup is not seen to be empty");
+    r = kept;
+    r.view_device++;
+    CHECK_INT(mgr__life_prove_record(&r, l.id, l.boot, &why), MGR__VERDICT_LATER);
+    r = kept;                                       /* nothing is ever killed but a group of ours */
+    snprintf(r.group, sizeof r.group, "%.400s", own_group);
+    r.view_bytes = mgr__process_cgroup_view(r.group, &r.view_device, &r.view_inode);
+    CHECK_INT(mgr__life_prove_record(&r, l.id, l.boot, &why), MGR__VERDICT_LATER);
+    CHECK_INT(mgr__life_prove_record(&kept, l.id, l.boot, &why), MGR__VERDICT_DEAD);
+    unlink(l.path);
+}
+
+TEST(populated_group_of_a_dead_life_is_ended_before_it_is_called_dead)
+{
+    NEED_CGROUP();
+    life l;
+    if (!life_make(&l, "c1")) { CHECK(!"a life file"); return; }
+    trio t = living(&l, MGR_ISOLATE_CGROUP, "");    /* a life that never had a worker */
+    const char *inside = scratch("in");
+    char group[MGR__PROCESS_CGROUP_BYTES];
+    snprintf(group, sizeof group, "%.400s/0-1", t.group);
+    CHECK(mgr__process_cgroup_make(group) == 0);
+    kill_three(t);
+    pid_t guest = fork();
+    if (guest == 0) { if (mgr__process_cgroup_join(group) < 0) _exit(1); touch(inside); for (;;) pause(); }
+    for (int64_t until = mgr__process_now_ms() + PATIENCE_MS; access(inside, F_OK) < 0 && mgr__process_now_ms() < until; ) usleep(1000);
+    CHECK_INT(mgr__process_cgroup_populated(t.group), 1);
+    CHECK_INT(prove_in_time(&l), MGR__VERDICT_DEAD);
+    CHECK(state_of(guest) == 'Z');
+    reap(guest);
+    unlink(l.path);
+}
+
+TEST(group_is_gone_only_where_it_would_be_seen)
+{
+    NEED_CGROUP();
+    mgr__life_record r;
+    memset(&r, 0, sizeof r);
+    snprintf(r.group, sizeof r.group, "%.400s/manager-1234567890123456789", own_group);
+    CHECK(mgr__process_cgroup_make(r.group) == 0);
+    r.view_bytes = mgr__process_cgroup_view(r.group, &r.view_device, &r.view_inode);
+    CHECK(r.view_bytes > 0 && r.view_bytes < strlen(r.group));
+    CHECK(!mgr__process_cgroup_gone(r.group, (size_t)r.view_bytes, r.view_device, r.view_inode));
+    mgr__process_cgroup_remove(r.group);
+    CHECK(mgr__process_cgroup_gone(r.group, (size_t)r.view_bytes, r.view_device, r.view_inode));
+    CHECK(!mgr__process_cgroup_gone(r.group, (size_t)r.view_bytes, r.view_device, r.view_inode + 1));
+    CHECK(!mgr__process_cgroup_gone(r.group, (size_t)r.view_bytes, r.view_device + 1, r.view_inode));
+    CHECK(!mgr__process_cgroup_gone(r.group, 0, r.view_device, r.view_inode));
+    char parent_gone[MGR__PROCESS_CGROUP_BYTES];    /* as when a whole unit went */
+    snprintf(parent_gone, sizeof parent_gone, "%.300s/unit-that-went/manager-1234567890123456789", own_group);
+    CHECK(mgr__process_cgroup_gone(parent_gone, (size_t)r.view_bytes, r.view_device, r.view_inode));
+}
+
+TEST(without_a_group_death_is_not_proven_once_a_worker_ran)
+{
+    life l;
+    const char *why = "";
+    for (int worker = 0; worker < 2; worker++) {
+        if (!life_make(&l, worker ? "d2" : "d1")) { CHECK(!"a life file"); return; }
+        trio t = living(&l, MGR_ISOLATE_NONE, worker ? "lock" : "");
+        CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+        kill_three(t);
+        CHECK(wait_locked(scratch("x"), false));
+        /* No worker, no left-over: the program's own death is then all there is to prove. */
+        CHECK_INT(prove(&l, &why), worker ? MGR__VERDICT_NONE : MGR__VERDICT_DEAD);
+        if (worker) CHECK_STR(why, "it had workers outside a cgroup (isolate none), of which some may have left their group");
+        unlink(l.path);
+    }
+}
+
+/* A copy of the program without exec, as a forking host has: it holds what it inherited. */
+TEST(forked_copy_of_the_host_stands_in_the_way_of_the_proof)
+{
+    life l;
+    const char *why = "";
+    if (!life_make(&l, "e1")) { CHECK(!"a life file"); return; }
+    pid_t copy = fork();
+    if (copy == 0) for (;;) pause();
+    trio t = living(&l, MGR_ISOLATE_NONE, "");
+    kill_three(t);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+    kill_one(copy);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_DEAD);
+    unlink(l.path);
+}
+
+TEST(two_may_ask_at_once)
+{
+    life l;
+    const char *why = "";
+    if (!life_make(&l, "f1")) { CHECK(!"a life file"); return; }
+    kill_three(living(&l, MGR_ISOLATE_NONE, ""));
+    int reader = mgr__process_life_open(l.path);    /* opened before, and asking as well */
+    CHECK(mgr__process_lock_shared(reader) == 0);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_DEAD);
+    close(reader);
+    unlink(l.path);
+}
+
+TEST(life_files_are_removed_when_certified_or_stale)
+{
+    life l;
+    server s = listen_here();
+    const char *why = "";
+    struct timespec old[2];
+    if (!life_make(&l, "ab1")) { CHECK(!"a life file"); return; }
+    pid_t serving = fork();
+    if (serving == 0) { serve(&s, 3, scratch("p"), OK_ANSWER); _exit(0); }
+    mgr__keeper_config c = config_of(8000, 300);
+    c.life_fd = l.fd;
+    c.life_path = l.path;
+    if (open_keeper(&c)) {
+        lease_for(8000);
+        prepare_words(&s);
+        while (mgr__keeper_wants_write(&keeper)) turn(10);
+        mgr__keeper_close(&keeper);                 /* as our death: the keeper certifies */
+    } else CHECK(false);
+    for (int64_t until = mgr__process_now_ms() + PATIENCE_MS; access(l.path, F_OK) == 0 && mgr__process_now_ms() < until; ) usleep(1000);
+    CHECK(access(l.path, F_OK) < 0);
+    kill_one(serving);
+    close(s.fd);
+    close(l.fd);
+
+    if (!life_make(&l, "ab2")) { CHECK(!"a life file"); return; }
+    memset(old, 0, sizeof old);
+    old[0].tv_sec = old[1].tv_sec = time(NULL) - MGR__PROCESS_LIFE_STALE_S - 10;
+    futimens(l.fd, old);
+    mgr__process_life_sweep(l.dir);
+    CHECK(access(l.path, F_OK) == 0);               /* held */
+    close(l.fd);
+    mgr__process_life_sweep(l.dir);                 /* free: perhaps for a moment only, whoever needs it has an hour */
+    mgr__process_life_sweep(l.dir);
+    CHECK(access(l.path, F_OK) == 0);
+    CHECK(prove(&l, &why) == MGR__VERDICT_NONE);    /* it says nothing, but can be read */
+    CHECK_STR(why, "its life file is of no use");
+    utimensat(AT_FDCWD, l.path, old, 0);
+    mgr__process_life_sweep(l.dir);
+    CHECK(access(l.path, F_OK) < 0);
+}
+
+TEST(only_a_folder_of_our_own_will_do)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/open", scratch_dir);
+    CHECK_INT(mgr__process_dir_ours(path), 0);
+    chmod(path, 0755);
+    CHECK_INT(mgr__process_dir_ours(path), -EPERM);
+    rmdir(path);
+    CHECK(symlink(scratch_dir, path) == 0);
+    CHECK_INT(mgr__process_dir_ours(path), -ENOTDIR);
+    unlink(path);
+    CHECK_INT(mgr__process_dir_ours("/nowhere/at/all"), -ENOENT);
+}
+
 /* ---- isolation ---- */
 
 static bool wait_removed(const char *group)
@@ -1057,20 +1380,18 @@ TEST(mounts_of_cgroups_are_read)
 
 TEST(names_in_the_environment_are_found)
 {
-    static mgr__page page;
     uint64_t slot = 0, generation = 0;
-    page.nonce = 77;
-    CHECK(mgr__page_child_name(&page, "5-1-2;77-3-4;", &slot, &generation));
+    CHECK(mgr__page_child_name(77, "5-1-2;77-3-4;", &slot, &generation));
     CHECK_INT(slot, 3);
     CHECK_INT(generation, 4);
-    CHECK(mgr__page_child_name(&page, "77-5-6;5-1-2;", &slot, &generation));
+    CHECK(mgr__page_child_name(77, "77-5-6;5-1-2;", &slot, &generation));
     CHECK_INT(slot, 5);
-    CHECK(!mgr__page_child_name(&page, "", &slot, &generation));
-    CHECK(!mgr__page_child_name(&page, "77", &slot, &generation));
-    CHECK(!mgr__page_child_name(&page, "77-3-4", &slot, &generation));
-    CHECK(!mgr__page_child_name(&page, "77-3;4-;", &slot, &generation));
-    CHECK(!mgr__page_child_name(&page, "77-99999999-4;", &slot, &generation));
-    CHECK(!mgr__page_child_name(&page, ";;x;177-3-4;", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, "", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, "77", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, "77-3-4", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, "77-3;4-;", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, "77-99999999-4;", &slot, &generation));
+    CHECK(!mgr__page_child_name(77, ";;x;177-3-4;", &slot, &generation));
 }
 
 TEST(worker_has_a_cgroup_of_its_own)
@@ -1490,8 +1811,9 @@ TEST(nothing_is_left)
 
 static void remove_scratch(void)
 {
-    static const char *const names[] = { "a", "b", "d", "e", "f", "g", "h", "k", "l", "m", "n", "p", "s", "x", "fds" };
+    static const char *const names[] = { "a", "b", "d", "e", "f", "g", "h", "in", "k", "l", "m", "n", "p", "s", "x", "fds" };
     for (size_t i = 0; i < MGR__COUNT(names); i++) unlink(scratch(names[i]));
+    rmdir(scratch("run"));
     rmdir(scratch_dir);
 }
 
@@ -1538,6 +1860,15 @@ int main(int argc, char **argv)
     RUN(keeper_as_a_command_of_its_own);
     RUN(keeper_gives_the_hosts_memory_back);
     RUN(life_lock_is_free_when_all_are_gone);
+    RUN(death_is_proven_only_when_every_piece_is_there);
+    RUN(record_of_a_life_is_held_against_the_living);
+    RUN(populated_group_of_a_dead_life_is_ended_before_it_is_called_dead);
+    RUN(group_is_gone_only_where_it_would_be_seen);
+    RUN(without_a_group_death_is_not_proven_once_a_worker_ran);
+    RUN(forked_copy_of_the_host_stands_in_the_way_of_the_proof);
+    RUN(two_may_ask_at_once);
+    RUN(life_files_are_removed_when_certified_or_stale);
+    RUN(only_a_folder_of_our_own_will_do);
     RUN(mounts_of_cgroups_are_read);
     RUN(names_in_the_environment_are_found);
     RUN(worker_has_a_cgroup_of_its_own);

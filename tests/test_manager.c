@@ -1514,6 +1514,9 @@ static void remove_scratch(void)
 {
     static const char *const names[] = { "0", "1", "stubborn", "env", "status", "check", "new", "http" };
     for (size_t i = 0; i < MGR__COUNT(names); i++) unlink(scratch(names[i]));
+    char line[120];
+    snprintf(line, sizeof line, "rm -f %s/manager-*.life", scratch_dir);     /* of programs that a test killed */
+    if (system(line) != 0) printf("%s failed\n", line);
     rmdir(scratch_dir);
 }
 
@@ -1523,6 +1526,7 @@ int main(int argc, char **argv)
     ssize_t len = readlink("/proc/self/exe", self_path, sizeof self_path - 1);
     self_path[len > 0 ? len : 0] = 0;
     if (!mkdtemp(scratch_dir)) return 1;
+    setenv("XDG_RUNTIME_DIR", scratch_dir, 1);     /* life files go with it */
     heap = mgr__heap_make(NULL);
     io = mgr__io_real();
     mgr__buf_init(&check_log, &heap, 4096);
