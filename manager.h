@@ -10493,13 +10493,14 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
 
 /* ---- the keeper process: last words ---- */
 
-static bool mgr__keeping_host_dead(const mgr__keeping *k)
+static bool mgr__page_host_dead(const mgr__page *page, int host_fd)
 {
     mgr__process host;
-    if (k->host_dead) return true;
-    if (k->host_fd >= 0) return mgr__process_poll_one(k->host_fd, POLLIN, 0) > 0;
-    return !mgr__process_stat(k->page->host, &host) || host.start != k->page->host_start || host.state == 'Z';
+    if (host_fd >= 0) return mgr__process_poll_one(host_fd, POLLIN, 0) > 0;
+    return !mgr__process_stat(page->host, &host) || host.start != page->host_start || host.state == 'Z';
 }
+
+static bool mgr__keeping_host_dead(const mgr__keeping *k) { return k->host_dead || mgr__page_host_dead(k->page, k->host_fd); }
 
 /* The status in "HTTP/1.1 200", or -errno. */
 static int mgr__words_status(int fd, int64_t until)
@@ -10837,12 +10838,12 @@ static void mgr__keeping_turn(mgr__keeping *k)
 /* The keeper's whole life. */
 static void mgr__keeping_main(mgr__page *page, int guard_fd)
 {
-    mgr__keeping *k = (mgr__keeping *)mgr__process_pages(sizeof *k);
-    if (!k) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
-    mgr__process_name("mgr-keeper");
     /* Not SIGKILL: should the guard die, the keeper ends the work and says so. But
      * it must be able to: a keeper that was stopped by hand goes on. */
     mgr__process_death_signal(SIGCONT);
+    mgr__keeping *k = (mgr__keeping *)mgr__process_pages(sizeof *k);
+    if (!k) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
+    mgr__process_name("mgr-keeper");
     int code = mgr__process_subreaper();
     if (code < 0) mgr__page_fail(page, MGR__STEP_SUBREAPER, code);
     k->page = page;
@@ -10863,6 +10864,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd)
         mgr__keeping_listen(k);
         mgr__keeping_turn(k);
     }
+    if (!k->guard_gone) mgr__process_kill(mgr__process_parent(), SIGCONT);     /* one that was stopped by hand would stay for good */
     mgr__process_exit(0);
 }
 
@@ -10874,11 +10876,15 @@ typedef struct mgr__guard {
     int        timer_fd;
     int64_t    seen;            /* the lease as last seen open */
     int64_t    closed_at;       /* when it was first seen closed */
+    int64_t    host_gone_at;    /* when the host was first seen dead; 0: it lives */
+    int        host_fd;
     int64_t    timer_at;
     uint32_t   late;
 } mgr__guard;
 
-/* When the keeper has had its chance. The word may be closed with its old value
+/* When the keeper has had its chance. Before the first lease no end of one is to come:
+ * then the host's death is the sign, for the keeper closes the word once it sees that,
+ * unless it stands still. The word may be closed with its old value
  * not yet noted, the keeper having died in between: then what was seen last. */
 static int64_t mgr__guard_deadline(mgr__guard *g, int64_t now)
 {
@@ -10886,7 +10892,7 @@ static int64_t mgr__guard_deadline(mgr__guard *g, int64_t now)
     int64_t word = mgr__page_lease(page), was = MGR__LOAD(&page->closed_until);
     int64_t margin = page->kill_margin_ms / 2 - mgr__page_early(page, g->late) / 2;
     if (mgr__page_open(word)) { g->seen = word; return word + margin; }
-    if (word == MGR__LEASE_UNSET) return MGR__NEVER;
+    if (word == MGR__LEASE_UNSET) return g->host_gone_at ? g->host_gone_at + page->stop_grace_ms + page->kill_margin_ms : MGR__NEVER;
     if (!g->closed_at) g->closed_at = now;
     if (mgr__page_open(was)) return was + margin;
     return g->seen ? g->seen + margin : g->closed_at + page->stop_grace_ms + margin;
@@ -10916,7 +10922,9 @@ static void mgr__guard_watch(mgr__guard *g)
 {
     mgr__process_end end;
     while (mgr__process_wait(g->keeper, true, &end) == 0) {
-        int64_t now = mgr__process_now_ms(), deadline = mgr__guard_deadline(g, now);
+        int64_t now = mgr__process_now_ms();
+        if (!g->host_gone_at && mgr__page_host_dead(g->page, g->host_fd)) g->host_gone_at = now;
+        int64_t deadline = mgr__guard_deadline(g, now);
         MGR__STORE(&g->page->guard_beat, now);
         if (MGR__LOAD(&g->page->stuck)) deadline = mgr__max64(deadline, MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_STUCK_MS);    /* it renews the session meanwhile */
         if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
@@ -10977,7 +10985,8 @@ static void mgr__guard_main(mgr__page *page)
         mgr__keeping_main(page, alive[0]);
     }
     mgr__process_close(alive[0]);
-    for (int fd = MGR__FD_HOST; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
+    for (int fd = MGR__FD_OUT; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
+    g.host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
     g.timer_fd = mgr__process_timer_open();
     mgr__guard_watch(&g);
     mgr__guard_sweep(&g, list);
@@ -11032,6 +11041,7 @@ static const char *mgr__keeper_step_text(uint32_t step)
 /* The guard, from the fork on; all signals are blocked. */
 static void mgr__keeper_born(mgr__page *page, mgr__keeper_birth *birth)
 {
+    mgr__process_death_signal(SIGCONT);     /* first of all: stopped by hand, it goes on when the host dies */
     mgr__process_detach();
     page->host_umask = (uint32_t)mgr__process_umask(077);
     int code = mgr__process_fds_settle(birth->keep, MGR__COUNT(birth->keep));

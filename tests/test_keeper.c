@@ -718,6 +718,74 @@ TEST(manager_and_keeper_frozen_guard_ends_the_work)
     end_manager(t);
 }
 
+/* What of a manager's children and grandchildren is there by now; keeper 0: not yet. */
+static void born_so_far(pid_t manager, pid_t *guard, pid_t *keeping)
+{
+    mgr__process all[64];
+    *guard = *keeping = 0;
+    for (int i = mgr__process_list(manager, all, 64); i-- > 0; ) if (all[i].state != 'Z') *guard = all[i].pid;
+    for (int i = mgr__process_list(getpid(), all, 64); i-- > 0; ) if (all[i].pid != manager) *guard = all[i].pid;     /* a command is ours by adoption */
+    if (*guard) for (int i = mgr__process_list(*guard, all, 64); i-- > 0; ) *keeping = all[i].pid;
+}
+
+/* Killed or stopped at any moment of the start, before there ever was a lease: the
+ * manager dies, and then guard and keeper end by themselves. */
+static int die_at_the_start(int round, char **keeper_argv)
+{
+    int woken = 0;
+    static const int signals[] = { 0, SIGSTOP, SIGKILL };
+    mgr__keeper_config c = config_of(3000, 100);
+    c.kill_margin_ms = 300;
+    c.keeper_argv = keeper_argv;
+    uint64_t dice = mgr__mix64((uint64_t)round + 77);
+    pid_t guard, keeping, manager = fork();
+    if (manager == 0) {
+        open_keeper(&c);
+        for (;;) pause();
+    }
+    int64_t until = mgr__process_now_ms() + 2 + (int64_t)(dice % 12);
+    do born_so_far(manager, &guard, &keeping); while (!keeping && mgr__process_now_ms() < until);
+    usleep((useconds_t)(dice >> 8) % 2500u);
+    born_so_far(manager, &guard, &keeping);
+    int to_guard = signals[(dice >> 32) % 3], to_keeper = signals[(dice >> 40) % 3];
+    if (keeping && to_keeper) kill(keeping, to_keeper);
+    if (guard && to_guard && !(to_guard == SIGSTOP && to_keeper == SIGSTOP)) kill(guard, to_guard);     /* both stopped by hand: nobody is left to act */
+    kill(manager, SIGKILL);
+    reap(manager);
+    mgr__process all[64];
+    int left = 1;
+    for (int64_t deadline = mgr__process_now_ms() + PATIENCE_MS; left > 0 && mgr__process_now_ms() < deadline; usleep(2000)) {
+        mgr__process_end end;
+        while (mgr__process_wait(0, false, &end) == 1) { }
+        left = mgr__process_list(getpid(), all, 64);
+        /* Stopped by hand before its first instruction it could not ask to be woken, nor can
+         * a command, which is no child of its host's: it has no worker, and ends once it may. */
+        bool deaf = left == 1 && all[0].state == 'T' && deadline - mgr__process_now_ms() < PATIENCE_MS - 1500;
+        if (deaf) { kill(all[0].pid, SIGCONT); woken++; }
+    }
+    CHECK_INT(left, 0);
+    if (left > 0) printf("round %d: signal %d to guard %d, %d to keeper %d; %d in state %c is left\n", round, to_guard, (int)guard, to_keeper, (int)keeping, (int)all[0].pid, all[0].state);
+    for (int i = 0; i < left; i++) kill(all[i].pid, SIGKILL);
+    return woken;
+}
+
+TEST(nothing_stays_behind_of_a_start_that_was_cut_short)
+{
+    int woken = 0;
+    for (int round = 0; round < 100 && !test__bad; round++) woken += die_at_the_start(round, NULL);
+    CHECK(woken < 10);          /* a third of them is stopped above the last one alive */
+    printf("     %d of 100 were stopped before they could ask to be woken\n", woken);
+}
+
+TEST(nothing_stays_behind_of_a_start_of_a_keeper_as_a_command)
+{
+    static char name[] = "mgr-guard";
+    char *argv[] = { name, NULL };
+    int woken = 0;
+    for (int round = 0; round < 30 && !test__bad; round++) woken += die_at_the_start(round, argv);
+    printf("     %d of 30 guards were stopped before they had a keeper to wake them\n", woken);
+}
+
 TEST(in_process_work_is_certified_by_the_hosts_death_only)
 {
     mgr__keeper_config c = config_of(1200, 300);
@@ -1091,9 +1159,9 @@ static void kill_three(trio t)
     kill(t.manager, SIGSTOP);
     kill(t.guard, SIGSTOP);
     kill(t.keeper, SIGSTOP);
-    kill_one(t.manager);
+    kill_one(t.keeper);         /* from below: each is set going again by the death of the one above it */
     kill_one(t.guard);
-    kill_one(t.keeper);
+    kill_one(t.manager);
 }
 
 /* Each piece of the proof in turn is missing, at last none. */
@@ -1845,6 +1913,8 @@ int main(int argc, char **argv)
     RUN(manager_killed_while_a_copy_of_it_lives);
     RUN(manager_frozen_lease_ends_the_work);
     RUN(manager_and_keeper_frozen_guard_ends_the_work);
+    RUN(nothing_stays_behind_of_a_start_that_was_cut_short);
+    RUN(nothing_stays_behind_of_a_start_of_a_keeper_as_a_command);
     RUN(in_process_work_is_certified_by_the_hosts_death_only);
     RUN(overrun_kills_the_host_if_asked);
     RUN(words_are_repeated_unless_refused);
