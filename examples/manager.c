@@ -104,10 +104,11 @@ static void text_free(text *t)
 /* "250ms", "10s", "1.5s", "5m": what --lease and its like read, and what is shown. */
 static void text_duration(text *t, int64_t ms)
 {
-    if (ms >= 60000 && ms % 60000 == 0) text_format(t, "%lldm", (long long)(ms / 60000));
-    else if (ms >= 1000 && ms % 1000 == 0) text_format(t, "%llds", (long long)(ms / 1000));
-    else if (ms >= 1000 && ms % 100 == 0) text_format(t, "%lld.%llds", (long long)(ms / 1000), (long long)(ms % 1000 / 100));
-    else text_format(t, "%lldms", (long long)ms);
+    int digits = ms % 10 ? 3 : ms % 100 ? 2 : 1;
+    if (ms < 1000) text_format(t, ms ? "%lldms" : "%llds", (long long)ms);
+    else if (ms % 60000 == 0) text_format(t, "%lldm", (long long)(ms / 60000));
+    else if (ms % 1000 == 0) text_format(t, "%llds", (long long)(ms / 1000));
+    else text_format(t, "%.*fs", digits, (double)ms / 1000);
 }
 
 /* "1 partition", "2 partitions". */
@@ -2145,13 +2146,14 @@ static int cmd_plan(program *p)
  * timings: the worst case of each failure, from the settings
  * ========================================================================== */
 
-/* The terms a worst case is the sum of. */
+/* The terms a worst case is the sum of, as they follow one another. */
 enum {
-    BACKOFF = 1, LEASE = 2, GRACE = 4, KILL_MARGIN = 8, DETECT = 16, SILENCE = 32, CHECK_TTL = 64, DELAY = 128, REJOIN = 256,
-    ELECTION = 512, SETTLE = 1024, CONSUL = 2048, WITHOUT_END = 4096
+    BACKOFF = 1, DOWNTIME = 2, SILENCE = 4, ROUND = 8, LEASE = 16, GRACE = 32, KILL_MARGIN = 64, DETECT = 128, CHECK_TTL = 256,
+    DELAY = 512, REJOIN = 1024, ELECTION = 2048, SETTLE = 4096, CONSUL = 8192,
+    WITHOUT_END = 16384         /* as long as it lasts: the other terms count from when it is over */
 };
 
-enum { TERM_COUNT = 12 };
+enum { TERM_COUNT = 14 };
 
 typedef struct settings {
     int64_t lease_ms, delay_ms, ttl_ms, grace_ms, margin_ms, rejoin_ms, settle_ms;
@@ -2160,6 +2162,7 @@ typedef struct settings {
 enum {
     DEFAULT_LEASE_MS = 15000, DEFAULT_TTL_MS = 15000, DEFAULT_SETTLE_MS = 1000,
     DEFAULT_BACKOFF_MS = 250,
+    CONFIRMS_PER_LEASE = 3,
     CHECK_TTL_MORE_MS = 2000,       /* an instance's own check ends so much after the delay */
     DETECT_MS = 6000,               /* until serf calls a node failed: 5 to 6 s on a local network */
     ELECTION_MS = 10000,            /* until a new leader stands, with Consul's default timing */
@@ -2169,8 +2172,8 @@ enum {
 typedef struct failure { const char *name; unsigned failover, overlap; const char *why; } failure;
 
 static const failure FAILURES[] = {
-    {"worker dies", BACKOFF, 0,
-     "its own instance starts it again; while it keeps dying the pause doubles, up to 60s"},
+    {"worker dies", BACKOFF | KILL_MARGIN, 0,
+     "its own instance starts it again, once all it had begun is dead; while it keeps dying the pause doubles, up to 60s"},
     {"manager killed", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
      "its keeper stops the workers, proves them dead and gives them up"},
     {"manager frozen", LEASE | KILL_MARGIN | REJOIN | CONSUL, 0,
@@ -2185,34 +2188,77 @@ static const failure FAILURES[] = {
      "the manager kills it for its silence; then as for a guard that was killed"},
     {"manager and keeper killed", CHECK_TTL | DELAY | CONSUL, 0,
      "the guard kills all workers, but has no network: the instance's check runs out, and the others wait the delay"},
+    {"manager and keeper frozen", CHECK_TTL | DELAY | CONSUL, 0,
+     "the guard kills all workers at the lease's end; then as if both were killed"},
+    {"manager killed, keeper frozen", CHECK_TTL | DELAY | CONSUL, 0,
+     "the guard kills all workers at the lease's end; then as if both were killed"},
+    {"keeper killed, manager frozen", CHECK_TTL | DELAY | CONSUL, 0,
+     "the guard kills all workers at once; then as if both were killed"},
     {"manager and guard killed", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
+     "the keeper stops the workers, proves them dead and gives them up"},
+    {"manager and guard frozen", LEASE | KILL_MARGIN | REJOIN | CONSUL, 0,
+     "the keeper kills the workers at the lease's end and proves them dead"},
+    {"manager killed, guard frozen", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
+     "the keeper stops the workers, proves them dead and gives them up"},
+    {"guard killed, manager frozen", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
      "the keeper stops the workers, proves them dead and gives them up"},
     {"keeper and guard killed", LEASE | KILL_MARGIN | DELAY | CONSUL, 0,
      "without a cgroup the manager can prove nothing: it ends its session after the lease, and the others wait the delay"},
+    {"keeper and guard frozen", SILENCE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "the manager kills the keeper for its silence and wakes the guard; then as for a keeper that was killed"},
+    {"keeper killed, guard frozen", SILENCE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "the manager wakes the guard; then as for a keeper that was killed"},
+    {"guard killed, keeper frozen", SILENCE | LEASE | KILL_MARGIN | DELAY | CONSUL, 0,
+     "the manager kills the keeper for its silence; then as if both were killed"},
     {"all three killed", CHECK_TTL | DELAY | CONSUL, 0,
      "the workers die with their keeper; the instance's check runs out, and the others wait the delay"},
     {"all three killed, restarted at once", SETTLE | KILL_MARGIN | CONSUL, 0,
      "on its host, with a cgroup: the restart proves the former life dead and certifies it; without one, as before"},
     {"host dies", DETECT | DELAY | CONSUL, 0,
      "nobody can prove the workers dead, so the others wait the delay"},
+    {"host dies and is soon back", DOWNTIME | CHECK_TTL | DELAY | CONSUL, 0,
+     "if it is back before it is missed, its instances' old checks run out only then; the downtime is less than the detection"},
     {"host frozen whole", DETECT | DELAY | CONSUL, LEASE | KILL_MARGIN,
-     "on waking, workers may go on for what was left of the lease: pass MANAGER_FENCE to what they write to"},
+     "on waking, workers may go on for what was left of the lease: pass MANAGER_FENCE to what they write to. "
+     "With manager, keeper and guard frozen, but not the workers, these go on until one of the three does"},
+    {"host frozen for less than its lease", WITHOUT_END | GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "nothing moves if two thirds of the lease, less the polite stop, cover it; else the work stops, and starts again"},
     {"agent stops politely", DELAY | CONSUL, 0,
      "its sessions end at once; without an agent nobody can prove the workers dead"},
     {"agent killed", DETECT | DELAY | CONSUL, 0,
      "nothing moves if it is back before the lease ends"},
+    {"agent frozen", DETECT | DELAY | CONSUL, 0,
+     "as if it were killed"},
     {"network cut", DETECT | DELAY | CONSUL, 0,
      "the workers beyond the cut are dead before the delay is over"},
     {"network cut one way", DETECT | DELAY | CONSUL, 0,
      "who is not heard, or does not hear, counts as failed like one who is cut off"},
+    {"network slow", 0, 0,
+     "nothing moves while an answer takes less than a fifth of the lease"},
+    {"network very slow", CHECK_TTL | DELAY | CONSUL, 0,
+     "no confirmation comes in time: the workers stop, and are given up as soon as that gets through, or their check runs out"},
+    {"network flaps", WITHOUT_END | DETECT | DELAY | SETTLE | CONSUL, 0,
+     "work stops wherever a lease is not confirmed; at the end at most as if a cut had only begun"},
     {"leader lost", ELECTION | SETTLE | CONSUL, 0,
      "nothing moves if the lease less the polite stop covers the election; else work stops, and comes back with the leader"},
-    {"quorum lost", WITHOUT_END, 0,
+    {"quorum lost", WITHOUT_END | KILL_MARGIN | SETTLE | CONSUL, 0,
      "all work stops at the lease's end, and comes back with the quorum"},
     {"session destroyed by hand", GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
      "its instance stops the workers, proves them dead and enters anew; the others do not wait for that"},
     {"instance evicted", GRACE | KILL_MARGIN | CONSUL, 0,
-     "it stops the workers and releases them"}
+     "it stops the workers and releases them"},
+    {"owner key deleted by hand", ROUND | KILL_MARGIN | DELAY | CONSUL, 0,
+     "its owner kills the work at the next confirmation; a key that is not there counts as lost, so everybody waits the delay"},
+    {"owner key changed by hand", ROUND | KILL_MARGIN | DELAY | CONSUL, 0,
+     "its owner kills the work at the next confirmation, and takes the partition anew"},
+    {"instance key deleted by hand", GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
+     "it counts as removed: its workers stop, and it enters anew"},
+    {"instance key changed by hand", 0, 0,
+     "its instance writes it anew"},
+    {"partitions key deleted by hand", 0, 0,
+     "cluster/partitions is put back by whoever sees it first"},
+    {"all keys deleted by hand", ROUND | KILL_MARGIN | DELAY | SETTLE | CONSUL, 0,
+     "all work is killed at the next confirmation; then everything is made anew, and no release is believed before the delay"}
 };
 
 enum { FAILURE_COUNT = sizeof FAILURES / sizeof *FAILURES };
@@ -2229,6 +2275,8 @@ static int64_t term_ms(const settings *s, unsigned term)
 {
     switch (term) {
     case BACKOFF: return DEFAULT_BACKOFF_MS;
+    case DOWNTIME: return DETECT_MS;
+    case ROUND: return (s->lease_ms < s->ttl_ms ? s->lease_ms : s->ttl_ms) / CONFIRMS_PER_LEASE;
     case LEASE: return s->lease_ms;
     case GRACE: return s->grace_ms;
     case KILL_MARGIN: return s->margin_ms;
@@ -2250,11 +2298,10 @@ static bool nothing_stops(const settings *s, unsigned terms)
     return !terms || ((terms & ELECTION) && s->lease_ms - s->grace_ms >= ELECTION_MS);
 }
 
-/* -1: without end. */
+/* From the fault, or without end from when it is over. */
 static int64_t terms_ms(const settings *s, unsigned terms)
 {
     int64_t sum = 0;
-    if (terms & WITHOUT_END) return -1;
     if (nothing_stops(s, terms)) return 0;
     for (unsigned i = 0; i < TERM_COUNT; i++) if (terms & (1u << i)) sum += term_ms(s, 1u << i);
     return sum;
@@ -2264,7 +2311,8 @@ static int64_t terms_ms(const settings *s, unsigned terms)
 static void terms_words(text *out, const settings *s, unsigned terms)
 {
     static const char *const WORDS[TERM_COUNT] = {
-        "first pause", "lease", "stop grace", "kill margin", "detection", "silence", "check TTL", "delay", "rejoin grace", "election", "settle", "consul"
+        "first pause", "downtime", "silence", "confirmation", "lease", "stop grace", "kill margin", "detection", "check TTL", "delay", "rejoin grace",
+        "election", "settle", "consul"
     };
     const char *plus = "";
     for (unsigned i = 0; i < TERM_COUNT && !nothing_stops(s, terms); i++) {
@@ -2303,10 +2351,9 @@ static void timings_json(text *out, const settings *s)
                 (long long)s->lease_ms, (long long)s->delay_ms, (long long)s->margin_ms, (long long)s->grace_ms,
                 (long long)s->ttl_ms, (long long)s->rejoin_ms, (long long)s->settle_ms, DETECT_MS, ELECTION_MS, CONSUL_MS);
     for (size_t i = 0; i < FAILURE_COUNT; i++) {
-        int64_t failover_ms = terms_ms(s, FAILURES[i].failover);
+        long long failover_ms = (long long)terms_ms(s, FAILURES[i].failover);
         text_format(out, "%s{\"failure\":\"%s\",\"failover_ms\":", i ? "," : "", FAILURES[i].name);
-        if (failover_ms < 0) text_add(out, "null");
-        else text_format(out, "%lld", (long long)failover_ms);
+        text_format(out, FAILURES[i].failover & WITHOUT_END ? "null,\"after_ms\":%lld" : "%lld", failover_ms);
         text_format(out, ",\"overlap_ms\":%lld,\"why\":", (long long)terms_ms(s, FAILURES[i].overlap));
         text_json(out, FAILURES[i].why);
         text_add(out, "}");
@@ -2334,8 +2381,8 @@ static void timings_table(text *out, const settings *s)
     for (size_t i = 0; i < FAILURE_COUNT; i++) {
         text failover = { NULL, 0, 0, false }, overlap = { NULL, 0, 0, false }, sum = { NULL, 0, 0, false };
         int64_t failover_ms = terms_ms(s, FAILURES[i].failover), overlap_ms = terms_ms(s, FAILURES[i].overlap);
-        if (failover_ms < 0) text_add(&failover, "until it is back");
-        else if (failover_ms == 0) text_add(&failover, "none");
+        if (FAILURES[i].failover & WITHOUT_END) text_add(&failover, "its end + ");
+        if (failover_ms == 0) text_add(&failover, "none");
         else text_duration(&failover, failover_ms);
         if (overlap_ms == 0) text_add(&overlap, "none");
         else text_duration(&overlap, overlap_ms);
@@ -2370,6 +2417,18 @@ static int timings_in_force(program *p, uint32_t *lease_ms, uint32_t *delay_ms)
     return code;
 }
 
+static void timings_too_short(text *out, const settings *s)
+{
+    text_add(out, "a delay of ");
+    text_duration(out, s->delay_ms);
+    text_add(out, " is too short for a lease of ");
+    text_duration(out, s->lease_ms);
+    text_add(out, ": it must be at least (lease + ");
+    text_duration(out, s->margin_ms);
+    text_add(out, ") * 1.002 = ");
+    text_duration(out, least_delay_ms(s->lease_ms));
+}
+
 static int cmd_timings(program *p)
 {
     uint32_t lease_ms = 0, delay_ms = 0;
@@ -2377,12 +2436,13 @@ static int cmd_timings(program *p)
     int code = p->opt.service ? timings_in_force(p, &lease_ms, &delay_ms) : EXIT_OK;
     if (code) return code;
     settings_of(&s, &p->opt, lease_ms, delay_ms);
+    text out = { NULL, 0, 0, false };
     if (s.delay_ms < least_delay_ms(s.lease_ms)) {
-        say(p, "a delay of %lldms is too short for a lease of %lldms: it must be at least (lease + %dms) * 1.002 = %lldms",
-            (long long)s.delay_ms, (long long)s.lease_ms, MGR_KILL_MARGIN_MS, (long long)least_delay_ms(s.lease_ms));
+        timings_too_short(&out, &s);
+        say(p, "%s", text_of(&out));
+        text_free(&out);
         return EXIT_CONFIG;
     }
-    text out = { NULL, 0, 0, false };
     if (p->opt.json) timings_json(&out, &s);
     else timings_table(&out, &s);
     print_text(&out);
@@ -2426,7 +2486,8 @@ static const command COMMANDS[] = {
      "make an instance leave; asks on a terminal", "", "INSTANCE", false, true, cmd_evict},
     {"timings", TIMINGS, "[-s SERVICE] [--json]",
      "worst-case failover and overlap for each kind of failure",
-     "With -s, lease and delay are those in force; what is given on the command line goes before.\n",
+     "With -s, lease and delay are those in force; what is given on the command line goes before.\n"
+     "\"its end + 2s\" counts from when the failure is over; in JSON failover_ms is null then, and after_ms says it.\n",
      NULL, false, false, cmd_timings}
 };
 

@@ -234,7 +234,10 @@ E2E(plan_and_timings)
 
     CHECK_INT(e2e_cli("timings", "--json", NULL), 0);
     CHECK_INT(json_members(e2e_out), 2);
-    CHECK(strstr(e2e_out, "\"settings\"") && e2e_times(e2e_out, "\"failover_ms\"") >= 4);
+    CHECK(strstr(e2e_out, "\"settings\"") && e2e_times(e2e_out, "\"failover_ms\"") >= 40);
+    CHECK_INT(e2e_times(e2e_out, "null,\"after_ms\":"), 3);     /* no promise from the fault on, but one from its end */
+    CHECK_INT(e2e_cli("timings", NULL), 0);
+    CHECK(strstr(e2e_out, "12.65s") && strstr(e2e_out, "its end + ") && !strstr(e2e_out, "50ms  "));
     CHECK_INT(e2e_cli("timings", "--consul", at, "-s", "plan", "--json", NULL), 0);
     CHECK(strstr(e2e_out, "3000") && strstr(e2e_out, "4000"));
     CHECK_INT(e2e_cli("timings", "--consul", at, "-s", "plan", NULL), 0);
