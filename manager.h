@@ -5721,6 +5721,19 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
     return true;
 }
 
+/* Where the marker was deleted, the set it names may be gone as well (the whole store
+ * was wiped): without it nobody else could read what is to be shared out. */
+static void mgr__cluster_restore_set(mgr__cluster *c, mgr__errand *e)
+{
+    mgr__request *r = &e->request;
+    mgr__buf text;
+    if (strcmp(c->set.hash, c->marker_seen.hash) != 0) return;
+    mgr__buf_init(&text, c->heap, 390000);      /* as mgr__setter_fill_write has it */
+    mgr__set_write(&c->set, c->heap, &text);
+    mgr__op *op = mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(c->set.hash))));
+    op->value = mgr__request_keep(r, &text);
+}
+
 /* Fences must grow although the index went down, and a longer delay must stand
  * in the marker before it is used. */
 static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
@@ -5741,6 +5754,7 @@ static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
     mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));
     op->index = c->picture.marker.modify_index;     /* 0: there is none */
     op->value = mgr__request_keep(&e->request, &value);
+    if (restore) mgr__cluster_restore_set(c, e);
     mgr__cluster_send(c, e, now);
     return true;
 }
