@@ -59,7 +59,7 @@ typedef struct shared {
 } shared;
 
 typedef struct node { char ip[16], cgroup[200]; int netns, tun; } node;
-typedef struct instance { const char *id, *isolate; int host; pid_t pid; bool may_end; char log[300]; } instance;
+typedef struct instance { const char *id, *isolate; int host; pid_t pid; bool may_end; char log[300]; off_t log_from; } instance;
 
 /* A fault, whose work it hits (a life of each partition, or -1), and how that went on. */
 typedef struct fault { int64_t at_ns; long old[PARTITIONS]; int moved; int64_t slowest_ms, gap_ms; } fault;
@@ -73,8 +73,8 @@ static shared    *all;                     /* between tests, switch, recorder */
 static node       nodes[NODES];            /* servers, then hosts, then the desk */
 static e2e_agent  agents[NODES];
 static instance   instances[INSTANCES] = {
-    { "a1", "auto", 3, 0, false, "" }, { "a2", "auto", 3, 0, false, "" }, { "b1", "none", 4, 0, false, "" },
-    { "b2", "none", 4, 0, false, "" }, { "c1", "auto", 5, 0, false, "" } };
+    { "a1", "auto", 3, 0, false, "", 0 }, { "a2", "auto", 3, 0, false, "", 0 }, { "b1", "none", 4, 0, false, "", 0 },
+    { "b2", "none", 4, 0, false, "", 0 }, { "c1", "auto", 5, 0, false, "", 0 } };
 static char       cgroup_base[160];        /* "" where no freezer can be had */
 static pid_t      switch_pid;
 static pid_t      stopped[64];             /* by us: to be continued by heal */
@@ -407,7 +407,9 @@ static void instance_start(instance *it)
 {
     const char *argv[] = { e2e_manager, "run", "--consul", "127.0.0.1:8500", "-s", "faults", "-i", it->id, "--isolate", it->isolate, FAULTS_TIMES, "-p", "0..11",
         "--", e2e_self, "--worker", e2e_dir, NULL };
+    struct stat st;
     it->may_end = false;
+    it->log_from = stat(it->log, &st) == 0 ? st.st_size : 0;
     it->pid = spawn_on(&nodes[it->host], argv, it->log);
 }
 
@@ -1166,17 +1168,17 @@ static void random_sequence(void)
     }
 }
 
-/* ---- the soak, and `consul lock` beside it ---- */
+/* ---- the soak ---- */
+
+static void print_times(const char *label, int64_t *ns, size_t count)
+{
+    qsort(ns, count, sizeof ns[0], e2e_order);
+    if (count) printf("  %s: median %.1f ms, p99 %.1f ms, maximum %.1f ms\n", label, (double)ns[count / 2] / 1e6, (double)ns[count * 99 / 100] / 1e6,
+                      (double)ns[count - 1] / 1e6);
+}
 
 /* A worker that was lost with its manager, and the last of those lost with it. */
 typedef struct loss { long old; size_t kill; } loss;
-
-static void print_gaps(const char *label, int64_t *gaps, size_t count)
-{
-    qsort(gaps, count, sizeof gaps[0], e2e_order);
-    if (count) printf("  %s -> new worker's main: median %.1f ms, p99 %.1f ms, maximum %.1f ms\n", label, (double)gaps[count / 2] / 1e6,
-                      (double)gaps[count * 99 / 100] / 1e6, (double)gaps[count - 1] / 1e6);
-}
 
 /* A life ends with its last worker, which may take its stop grace: nobody can start any before. */
 static void soak_report(const loss *losses, size_t count, int kills)
@@ -1193,18 +1195,66 @@ static void soak_report(const loss *losses, size_t count, int kills)
         last[n++] = all->lives[next].start_ns - all_dead;
     }
     for (size_t i = 0; i < __atomic_load_n(&all->note_count, __ATOMIC_ACQUIRE); i++) beside += all->notes[i].kind == NOTE_OVERLAP;
-    printf("  %d managers killed, %zu workers lost with them: %zu overlaps (frozen hosts included), %zu orphans, %zu partitions lost\n", kills,
+    printf("  %d kills, %zu workers lost by them: %zu overlaps (frozen hosts included), %zu orphans, %zu partitions lost\n", kills,
            count, beside, orphans(false), lost);
-    print_gaps("old worker dead", own, n);
-    print_gaps("all workers of its manager dead", last, n);
+    print_times("old worker dead -> new worker's main", own, n);
+    print_times("all workers of its manager dead -> new worker's main", last, n);
     for (size_t i = 0; i < n; i++) sample(own[i] / 1000000);
     CHECK_INT(lost, 0);
 }
 
+/* What a manager was doing when it was killed. */
+typedef enum moment { AT_EXEC, AT_GUARD, AT_KEEPER, AT_ENTERING, AT_ACQUIRING, AT_RELEASING, AT_WORK, AT_LEFT, MOMENTS } moment;
+
+static pid_t first_child(pid_t pid)
+{
+    char path[64], text[200];
+    int child = 0;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)pid, (int)pid);
+    e2e_read_file(path, text, sizeof text);
+    return sscanf(text, "%d", &child) == 1 ? (pid_t)child : 0;
+}
+
+/* By its helpers while it has said nothing yet, and then by what it said since it was started. */
+static moment moment_of(const instance *it, pid_t guard, pid_t keeper)
+{
+    static char text[1 << 18];
+    int fd = open(it->log, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? 0 : pread(fd, text, sizeof text - 1, it->log_from);
+    if (fd >= 0) close(fd);
+    text[got > 0 ? got : 0] = 0;
+    if (got <= 0) return !guard ? AT_EXEC : !keeper ? AT_GUARD : AT_KEEPER;
+    if (strstr(text, " left: ")) return AT_LEFT;
+    if (!strstr(text, " entered: ")) return AT_ENTERING;
+    if (e2e_times(text, " releasing: ") > e2e_times(text, " released: ") + e2e_times(text, " partition-lost: ")) return AT_RELEASING;
+    return e2e_times(text, " assumed: ") > e2e_times(text, " started: ") || !strstr(text, " assumed: ") ? AT_ACQUIRING : AT_WORK;
+}
+
+/* SIGKILL at a moment of that kind: any; while its keeper starts; while it enters and
+ * acquires; while it releases. */
+static moment soak_kill(instance *it, int kind)
+{
+    it->may_end = true;
+    if (kind == 1 || kind == 2) {
+        kill_instance(it);
+        instance_start(it);
+        it->may_end = true;
+        poll(NULL, 0, kind == 1 ? random_in(0, 25) : random_in(25, 700));
+    }
+    if (kind == 3) { kill(it->pid, SIGTERM); e2e_sleep(random_in(0, 1000)); }
+    pid_t guard = first_child(it->pid), keeper = guard ? first_child(guard) : 0;
+    kill(it->pid, SIGKILL);
+    moment m = moment_of(it, guard, keeper);
+    e2e_wait_end(it->pid, 5000);
+    return m;
+}
+
 static void kill_soak(void)
 {
+    static const char *const names[MOMENTS] = { "before it had a guard", "before it had a keeper", "with its keeper just made", "entering", "acquiring",
+        "releasing", "at work, renewing", "having left" };
     static loss losses[LIVES_MAX];
-    size_t count = 0;
+    size_t count = 0, moments[MOMENTS] = { 0 };
     int kills = number_given ? number_given : 20;
     if (round_now) return;
     for (int done = 0; done < kills; done++) {
@@ -1215,7 +1265,7 @@ static void kill_soak(void)
             losses[count].kill = (size_t)done;
             if (losses[count].old >= 0 && !strcmp(all->lives[losses[count].old].instance, it->id)) count++;
         }
-        kill_instance(it);
+        moments[soak_kill(it, random_in(0, 3))]++;
         e2e_sleep(random_in(0, 1) ? random_in(0, 100) : random_in(100, 3000));
         instances_back();
         forget_ended();
@@ -1223,8 +1273,181 @@ static void kill_soak(void)
         if (done % 10 == 9 && !wait_settled(SETTLE_MS)) break;
     }
     wait_settled(SETTLE_MS);
+    for (int i = 0; i < MOMENTS; i++) printf("  killed %s: %zu\n", names[i], moments[i]);
     soak_report(losses, count, kills);
 }
+
+/* ---- by number: how long it takes, and its parts ---- */
+
+/* A partition's change of owner: the old and the new life, when the old was to end, and
+ * when all work of its instance was dead (0: that is not what others waited for). */
+typedef struct move { long old, next; int64_t asked_ns, all_dead_ns; } move;
+enum { MOVES_MAX = 1 << 14 };
+
+static move   bench_moves[MOVES_MAX];
+static size_t bench_move_count;
+static char   bench_log[1 << 23];
+
+/* CLOCK_BOOTTIME of the line that `at` stands in, by its time stamp. */
+static int64_t line_ns(const char *text, const char *at)
+{
+    struct tm utc;
+    int ms = 0;
+    struct timespec real;
+    memset(&utc, 0, sizeof utc);
+    while (at > text && at[-1] != '\n') at--;
+    if (sscanf(at, "%d-%d-%dT%d:%d:%d.%dZ", &utc.tm_year, &utc.tm_mon, &utc.tm_mday, &utc.tm_hour, &utc.tm_min, &utc.tm_sec, &ms) != 7) return 0;
+    utc.tm_year -= 1900;
+    utc.tm_mon--;
+    clock_gettime(CLOCK_REALTIME, &real);
+    int64_t ahead = (int64_t)real.tv_sec * 1000000000 + real.tv_nsec - e2e_now_ns();
+    return (int64_t)timegm(&utc) * 1000000000 + (int64_t)ms * 1000000 - ahead;
+}
+
+/* When an instance said that it assumed a partition, and when before that it saw another dead. */
+static void move_said(const move *m, int64_t *dead_seen_ns, int64_t *assumed_ns)
+{
+    char what[100];
+    const life *old = &all->lives[m->old], *next = &all->lives[m->next];
+    snprintf(what, sizeof what, "assumed partition %d with fence %llu\n", next->partition, (unsigned long long)next->fence);
+    const char *at = strstr(bench_log, what), *dead = NULL;
+    *dead_seen_ns = *assumed_ns = 0;
+    if (!at) return;
+    *assumed_ns = line_ns(bench_log, at);
+    snprintf(what, sizeof what, "instance %s is dead: its session is gone", old->instance);
+    for (const char *more = bench_log; (more = strstr(more, what)) && more < at; more++) dead = more;
+    if (dead) *dead_seen_ns = line_ns(bench_log, dead);
+}
+
+/* When the old owner was told to let go of what it had: for planned moves, from its log. */
+static int64_t release_said(const life *old)
+{
+    char what[100], fence[40];
+    snprintf(what, sizeof what, "releasing partition %d: ", old->partition);
+    snprintf(fence, sizeof fence, "(fence %llu)\n", (unsigned long long)old->fence);
+    for (const char *at = bench_log; (at = strstr(at, what)); at++) {
+        const char *end = strchr(at, '\n');
+        if (end && end - at > (ptrdiff_t)strlen(fence) && !strncmp(end + 1 - strlen(fence), fence, strlen(fence))) return line_ns(bench_log, at);
+    }
+    return 0;
+}
+
+static void fault_moves(const fault *f)
+{
+    int64_t all_dead = 0;
+    for (int p = 0; p < PARTITIONS; p++) if (f->old[p] >= 0) all_dead = mgr__max64(all_dead, dead_at((size_t)f->old[p]));
+    for (int p = 0; p < PARTITIONS && bench_move_count < MOVES_MAX; p++) {
+        move m = { f->old[p], f->old[p] < 0 ? -1 : successor_of(f->old[p], f->at_ns), f->at_ns, all_dead };
+        if (m.next >= 0) bench_moves[bench_move_count++] = m;
+    }
+}
+
+static void bench_report(void)
+{
+    static int64_t own[MOVES_MAX], gap[MOVES_MAX], last[MOVES_MAX], seen[MOVES_MAX], locked[MOVES_MAX], begun[MOVES_MAX];
+    size_t owns = 0, gaps = 0, lasts = 0, seens = 0, lockeds = 0;
+    for (int i = 0; i < INSTANCES; i++) {
+        e2e_read_file(instances[i].log, bench_log, sizeof bench_log);
+        for (size_t k = 0; k < bench_move_count; k++) {
+            move *m = &bench_moves[k];
+            const life *old = &all->lives[m->old], *next = &all->lives[m->next];
+            if (!m->asked_ns && !strcmp(old->instance, instances[i].id)) m->asked_ns = release_said(old);
+            if (strcmp(next->instance, instances[i].id) || !old->dead_ns) continue;
+            int64_t dead_seen, assumed, from = m->all_dead_ns ? m->all_dead_ns : old->dead_ns;
+            move_said(m, &dead_seen, &assumed);
+            gap[gaps++] = next->start_ns - old->dead_ns;
+            if (m->all_dead_ns) last[lasts++] = next->start_ns - m->all_dead_ns;
+            if (m->all_dead_ns && dead_seen) seen[seens++] = dead_seen - from;
+            if (!assumed) continue;
+            begun[lockeds] = next->start_ns - assumed;
+            locked[lockeds++] = assumed - (m->all_dead_ns && dead_seen ? dead_seen : from);
+        }
+    }
+    for (size_t k = 0; k < bench_move_count; k++)
+        if (bench_moves[k].asked_ns && dead_at((size_t)bench_moves[k].old)) own[owns++] = dead_at((size_t)bench_moves[k].old) - bench_moves[k].asked_ns;
+    printf("  %zu partitions changed their owner\n", bench_move_count);
+    print_times("the worker's own time to stop", own, owns);
+    print_times("old worker dead -> new worker's main", gap, gaps);
+    print_times("all workers of its manager dead -> new worker's main", last, lasts);
+    print_times("  of that: all dead -> certified and seen dead", seen, seens);
+    print_times(lasts ? "  seen dead -> locked" : "  of that: dead -> released and locked", locked, lockeds);
+    print_times("  locked -> new worker's main", begun, lockeds);
+}
+
+/* False: it is hopeless to go on. */
+static bool bench_again(void)
+{
+    instances_back();
+    forget_ended();
+    check_fences();
+    return wait_settled(SETTLE_MS);
+}
+
+/* SIGKILL to managers that are at work. */
+static void kills(void)
+{
+    if (round_now) return;
+    bench_move_count = 0;
+    for (int left = number_given ? number_given : 5; left > 0; left--) {
+        instance *it = any_instance();
+        fault f = fault_begin(it, 0);
+        kill_instance(it);
+        fault_wait(&f, "manager killed");
+        fault_moves(&f);
+        if (!bench_again()) break;
+    }
+    bench_report();
+}
+
+/* SIGSTOP: the successor runs a second after the lease at the latest. */
+static void stop(void)
+{
+    int64_t limit = LEASE_MS + 1000;
+    size_t late = 0;
+    if (round_now) return;
+    bench_move_count = 0;
+    for (int left = number_given ? number_given : 5; left > 0; left--) {
+        instance *it = any_instance();
+        fault f = fault_begin(it, 0);
+        stop_process(it->pid);
+        fault_wait(&f, "manager frozen");
+        fault_moves(&f);
+        late += f.slowest_ms > limit;
+        CHECK(f.slowest_ms <= limit + SLACK_MS);
+        while (stopped_count) kill(stopped[--stopped_count], SIGCONT);
+        if (!bench_again()) break;
+    }
+    printf("  later than lease + 1 s: %zu\n", late);
+    bench_report();
+}
+
+/* Planned moves: an instance is drained, and takes its share back. */
+static void moves(void)
+{
+    size_t from = life_count();
+    if (round_now) return;
+    bench_move_count = 0;
+    for (int left = number_given ? number_given : 3; left > 0; left--) {
+        const char *id = any_instance()->id;
+        CHECK_INT(e2e_cli("drain", "--consul", servers_address, "-s", "faults", id, NULL), 0);
+        e2e_sleep(100);
+        bool good = bench_again();
+        CHECK_INT(e2e_cli("undrain", "--consul", servers_address, "-s", "faults", id, NULL), 0);
+        e2e_sleep(100);
+        if (!bench_again() || !good) break;
+    }
+    for (size_t i = from, count = life_count(); i < count && bench_move_count < MOVES_MAX; i++) {
+        long before = (long)i - 1;
+        while (before >= 0 && all->lives[before].partition != all->lives[i].partition) before--;
+        if (before < 0 || !strcmp(all->lives[before].instance, all->lives[i].instance)) continue;
+        move m = { before, (long)i, 0, 0 };
+        bench_moves[bench_move_count++] = m;
+        sample((all->lives[i].start_ns - dead_at((size_t)before)) / 1000000);
+    }
+    bench_report();
+}
+
+/* ---- and `consul lock` beside it ---- */
 
 static pid_t lock_start(int number)
 {
@@ -1279,7 +1502,7 @@ static const scenario scenarios[] = {
     S(network_cut_in), S(network_cut_out), S(network_cut), S(network_slow), S(network_very_slow), S(network_flaps),
     S(leader_killed), S(leader_lost_for_long), S(leader_killed_long_lease), S(quorum_lost), S(session_destroyed), S(instance_evicted),
     S(owner_key_deleted), S(owner_key_changed), S(instance_key_deleted), S(instance_key_changed), S(partitions_key_deleted),
-    S(all_keys_deleted), S(random_sequence), S(kill_soak), S(consul_lock),
+    S(all_keys_deleted), S(random_sequence), S(kill_soak), S(kills), S(stop), S(moves), S(consul_lock),
 };
 
 static tally tallies[MGR__COUNT(scenarios)];
