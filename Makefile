@@ -8,7 +8,7 @@
 #   make fuzz       each fuzzer for FUZZ_S seconds
 #   make mutants    take each safety rule out, and see that a test notices
 #   make faults     every failure on three servers, hosts in network namespaces (root);
-#                   ROUNDS=2 SEED=1 SCENARIO=
+#                   ROUNDS=2 SEED=1 SCENARIO=; by number: SCENARIO="kills=200 moves=50 stop=20 consul_lock"
 #   make bench-rush placement against its alternatives: a table, and build/rush.svg
 #   make warnings   every warning, every compiler and standard found here
 #   make demo       watch a small cluster work
@@ -45,6 +45,8 @@ $(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
 $(UNITS) $(E2E): $(T)/%: tests/%.c $(HEADERS)
 	@mkdir -p $(T)
 	$(CC) $(STD) $(TEST_WARN) $(CPPFLAGS) -I. -Iexamples -Itests $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+$(T)/e2e_netns: tests/faults.c
 
 # Asked each time, fetched once, beside the compilers' work. Not to be had is no
 # error here: the tests that need Consul then say that they were skipped.

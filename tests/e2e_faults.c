@@ -2,6 +2,8 @@
  * or stopped. Whatever dies, no successor starts before its predecessor is dead. */
 #include "e2e.h"
 
+#include <glob.h>
+
 static e2e_view view;
 
 /* The living workers of an instance. After a status in `view`. */
@@ -341,6 +343,139 @@ E2E(all_killed_and_back_on_its_host_without_proof)
     CHECK_INT(e2e_stop(&back), 0);
 }
 
+/* ---- the wall clock ---- */
+
+/* Where Debian and others put libfaketime; "" if it is not here. */
+static const char *faketime_path(void)
+{
+    static const char *const patterns[] = { "/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1" };
+    static char path[300];
+    path[0] = 0;
+    for (size_t i = 0; i < MGR__COUNT(patterns) && !path[0]; i++) {
+        glob_t found;
+        if (glob(patterns[i], 0, NULL, &found) != 0) continue;
+        snprintf(path, sizeof path, "%s", found.gl_pathv[0]);
+        globfree(&found);
+    }
+    return path;
+}
+
+/* Instances have clocks of their own, as on hosts of their own. "+5h" from the true time. */
+static void clock_set(const char *id, const char *by)
+{
+    char path[100], fresh[120];
+    snprintf(path, sizeof path, "%s/clock-%s", e2e_dir, id);
+    snprintf(fresh, sizeof fresh, "%s.new", path);
+    e2e_write_file(fresh, by);
+    CHECK(rename(fresh, path) == 0);
+}
+
+static e2e_instance clock_run(e2e_agent *agent, const char *id)
+{
+    char path[100];
+    clock_set(id, "+0");
+    snprintf(path, sizeof path, "%s/clock-%s", e2e_dir, id);
+    setenv("FAKETIME_TIMESTAMP_FILE", path, 1);
+    setenv("FAKETIME_NO_CACHE", "1", 1);
+    setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1", 1);
+    setenv("LD_PRELOAD", faketime_path(), 1);
+    e2e_instance it = e2e_run(agent, "clock", id, "-p", "0..5", NULL);
+    unsetenv("LD_PRELOAD");
+    return it;
+}
+
+/* libfaketime's shared memory outlives those who are killed. */
+static void clock_clean(const e2e_instance *it)
+{
+    char path[100];
+    snprintf(path, sizeof path, "/dev/shm/faketime_shm_%d", (int)it->pid);
+    unlink(path);
+    snprintf(path, sizeof path, "/dev/shm/sem.faketime_sem_%d", (int)it->pid);
+    unlink(path);
+}
+
+/* By how many hours the owner's clock was wrong when it took a partition, rounded. */
+static int since_hours(const e2e_part *part)
+{
+    struct tm utc;
+    memset(&utc, 0, sizeof utc);
+    if (!strptime(part->since, "%Y-%m-%dT%H:%M:%S", &utc)) return 1000;
+    long ahead = (long)(timegm(&utc) - time(NULL));
+    return (int)((ahead + (ahead < 0 ? -1800 : 1800)) / 3600);
+}
+
+/* The partitions of two pictures that have the same owner, fence and since in both; the
+ * fences of the others have grown. */
+static size_t clock_same(const e2e_view *before, const e2e_view *after)
+{
+    size_t same = 0;
+    for (size_t i = 0; i < before->part_count && i < after->part_count; i++) {
+        const e2e_part *b = &before->parts[i], *a = &after->parts[i];
+        CHECK_STR(a->name, b->name);
+        bool stayed = a->fence == b->fence;
+        if (stayed) { CHECK_STR(a->owner, b->owner); CHECK_STR(a->since, b->since); }
+        else CHECK(a->fence > b->fence);
+        same += stayed;
+    }
+    return same;
+}
+
+/* Clocks that jump by hours, to and fro, while partitions are handed over. */
+static bool clock_hand_over(e2e_agent *agent, size_t instances)
+{
+    int64_t until = e2e_now_ms() + 20000;
+    for (int turn = 0; e2e_now_ms() < until; turn++) {
+        clock_set("a", turn % 2 ? "+5h" : "-7h");
+        clock_set("b", turn % 2 ? "-7h" : "+5h");
+        int code = e2e_status(agent, "clock", &view);
+        if (e2e_settled(&view, code, instances, 6) && e2e_workers("clock", NULL) == 6) return true;
+    }
+    return false;
+}
+
+/* Nothing is decided by the wall clock: jumps of hours, and clocks of instances that
+ * disagree by half a day, restart nothing, and change neither hand-over nor failover. */
+E2E(wall_clock_jumps)
+{
+    static e2e_view before;
+    if (!faketime_path()[0]) SKIP("no libfaketime here");
+    e2e_agent *agent = e2e_shared_agent();
+    e2e_instance a = clock_run(agent, "a"), b = clock_run(agent, "b");
+    if (!e2e_wait_settled(agent, "clock", 2, 6, &before, 20000)) { CHECK(!"settled"); return; }
+    size_t lives = e2e_life_count;
+    static const char *const jumps[][2] = { { "+5h", "-7h" }, { "-7h", "+5h" }, { "+5h", "+5h" }, { "-7h", "-7h" } };
+    for (size_t i = 0; i < MGR__COUNT(jumps); i++) {
+        clock_set("a", jumps[i][0]);
+        clock_set("b", jumps[i][1]);
+        e2e_sleep(i ? 1500 : 4500);        /* the first for longer than lease and delay */
+    }
+    CHECK(e2e_wait_settled(agent, "clock", 2, 6, &view, 5000));
+    CHECK_INT(clock_same(&before, &view), 6);
+    CHECK_INT(e2e_life_count, lives);
+
+    /* A third one comes, and takes its share. */
+    int64_t from = e2e_now_ns();
+    before = view;
+    e2e_instance c = clock_run(agent, "c");
+    clock_set("c", "-7h");
+    CHECK(clock_hand_over(agent, 3));
+    CHECK_INT(clock_same(&before, &view), 4);
+    for (size_t i = 0; i < view.part_count; i++) if (!strcmp(view.parts[i].owner, "c")) CHECK_INT(since_hours(&view.parts[i]), -7);
+    CHECK(e2e_gaps("clock", from, "hand-over while wall clocks jump") < E2E_DELAY_MS - 500);
+
+    /* One dies at the moment its clock jumps. Its proof of death counts, not the time. */
+    clock_set("a", "+5h");
+    clock_set("b", "-7h");
+    before = view;
+    CHECK(kill_manager(agent, "clock", &a, 3, 6, "SIGKILL to a manager whose wall clock jumped") < E2E_DELAY_MS - 500);
+    CHECK_INT(clock_same(&before, &view), 4);
+    CHECK_INT(e2e_stop(&b), 0);
+    CHECK_INT(e2e_stop(&c), 0);
+    clock_clean(&a);
+    clock_clean(&b);
+    clock_clean(&c);
+}
+
 static int run(int argc, char **argv)
 {
     RUN(manager_killed_ten_times);
@@ -354,6 +489,7 @@ static int run(int argc, char **argv)
     RUN(manager_keeper_and_guard_killed);
     RUN(all_killed_and_back_on_its_host_with_a_cgroup);
     RUN(all_killed_and_back_on_its_host_without_proof);
+    RUN(wall_clock_jumps);
     return test__end();
 }
 
