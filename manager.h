@@ -131,11 +131,15 @@
  *     with jitter, nothing while nothing changes but renewals and the long poll.
  * 10. Nothing is silent: each refusal, wait and failure is an event with its reason.
  *
- * What no process can promise: a host or virtual machine that is frozen whole (or
- * manager, keeper and guard all stopped by hand) may wake with its workers alive
- * for what was left of their lease. Only the fence helps there: pass
- * MANAGER_FENCE (or mgr_grant_fence) to whatever the work writes to, and let that
- * refuse any fence lower than one it has seen.
+ * What no process can promise: a host or virtual machine that is frozen whole may
+ * wake with its workers alive for what was left of their lease; with manager, keeper
+ * and guard all stopped by hand, but not the workers, these go on until one of the
+ * three does. Only the fence helps there: pass MANAGER_FENCE (or mgr_grant_fence) to
+ * whatever the work writes to, and let that refuse any fence lower than one it has
+ * seen. A freeze that is over before the polite stop is due (two thirds of the lease,
+ * less stop_grace and half the kill margin) changes nothing; one that is over within
+ * the lease costs a stop and a new start, without a second owner; a longer one is the
+ * above. The wall clock decides nothing: it may jump, and differ between hosts.
  *
  * In-process work is cooperative: its proof of death is the program's own death.
  * When it is lost, on_lost must end it before it returns; the life then gets no
@@ -253,6 +257,8 @@
  * `make test`: unit tests per section, the simulator (many instances of [cluster]
  * against a model of Consul under a virtual clock; a seed repeats a run), the
  * contract suite that keeps the model honest, and end-to-end tests on real Consul.
+ * `make faults`: each failure that `manager timings` has a row for, on three servers
+ * and three hosts in network namespaces, measured against what that row promises.
  */
 /* The implementation needs more of libc than strict C99 shows: say so before the
  * first libc header, or refuse below with the remedy. */

@@ -2209,7 +2209,7 @@ static const failure FAILURES[] = {
     {"keeper killed, guard frozen", SILENCE | KILL_MARGIN | SETTLE | CONSUL, 0,
      "the manager wakes the guard; then as for a keeper that was killed"},
     {"guard killed, keeper frozen", SILENCE | LEASE | KILL_MARGIN | DELAY | CONSUL, 0,
-     "the manager kills the keeper for its silence; then as if both were killed"},
+     "the guard's death wakes the keeper; one that is frozen after that is killed for its silence; then as if both were killed"},
     {"all three killed", CHECK_TTL | DELAY | CONSUL, 0,
      "the workers die with their keeper; the instance's check runs out, and the others wait the delay"},
     {"all three killed, restarted at once", SETTLE | KILL_MARGIN | CONSUL, 0,
