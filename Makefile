@@ -4,7 +4,7 @@
 #   make            the program and the examples, in build/
 #   make test       everything, against a real Consul
 #   make unit       only what needs no cluster
-#   make sanitize   the unit tests under ASan and UBSan
+#   make sanitize   the unit tests under ASan and UBSan, the threads under TSan
 #   make fuzz       each fuzzer for FUZZ_S seconds
 #   make mutants    take each safety rule out, and see that a test notices
 #   make faults     every failure on three servers, hosts in network namespaces (root);
@@ -35,7 +35,7 @@ E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
 # One header: everything depends on it, and on whatever small headers stand beside.
 HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
 
-.PHONY: all test test-build unit sanitize fuzz mutants faults bench-rush warnings demo install clean distclean
+.PHONY: all test test-build unit unit-threads sanitize fuzz mutants faults bench-rush warnings demo install clean distclean
 all: $(EXAMPLES)
 
 $(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
@@ -64,6 +64,11 @@ test:
 unit:
 	@$(MAKE) --no-print-directory $(PARALLEL) $(B)/consul.path $(UNITS)
 	@CC="$(CC)" CONSUL="$$(cat $(B)/consul.path)" tests/run.sh $(UNITS)
+
+# What tests/sanitize.sh runs under ThreadSanitizer.
+unit-threads:
+	@$(MAKE) --no-print-directory $(PARALLEL) $(T)/test_host
+	@CC="$(CC)" tests/run.sh $(T)/test_host
 
 sanitize:
 	@CC="$(CC)" MAKE="$(MAKE)" JOBS="$(JOBS)" tests/sanitize.sh
