@@ -6,7 +6,7 @@
 #   make unit       only what needs no cluster
 #   make sanitize   the unit tests under ASan and UBSan, the threads under TSan
 #   make fuzz       each fuzzer for FUZZ_S seconds
-#   make mutants    take each safety rule out, and see that a test notices
+#   make mutants    take each rule of safety out, and see that a test notices: some minutes
 #   make faults     every failure on three servers, hosts in network namespaces (root);
 #                   ROUNDS=2 SEED=1 SCENARIO=; by number: SCENARIO="kills=200 moves=50 stop=20 consul_lock"
 #   make bench-rush placement against its alternatives: a table, and build/rush.svg

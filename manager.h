@@ -148,41 +148,93 @@
  *
  * ---- How two owners are avoided -----------------------------------------------
  *
- *  a. Membership is the key cluster/instances/<id>, locked by the session. One
- *     blocking query on cluster/ shows members, wishes and certificates at one
- *     index; from that picture alone every instance computes the same map.
- *  b. A partition may be locked if its key carries no session, and its value says
- *     "released", or cluster/dead/<life of its value> stands, or the loss has been
- *     seen for max(own delay, delay in the value). The lock is a transaction
- *     [check-index at the index that was read, lock]: decided in raft order.
- *     A certified life whose session still stands is dead all the same: the
- *     transaction takes its lock off first, so that a proven death costs two writes
- *     and not three. A key that is missing has no index by which its loss could be
- *     timed: it is made anew, as lost, and the delay counts from there.
- *     Consul's lock-delay is not relied on: it is checked before raft, so that a
- *     spinning acquire can win it; sessions are made with LockDelay 0.
- *  c. The lease runs from the moment the last linearizable confirmation was sent:
- *     one transaction of check-session and check-index for 63 partitions each.
- *     delay >= (lease + kill margin) * 1.002, or mgr_open refuses.
- *  d. When stop_grace is left of the lease without a new confirmation, work is told
- *     to stop; at its end it is killed: by the program, by the keeper if the program
- *     hangs, by the guard if the keeper hangs too. The lease is one atomic word in
- *     shared memory; the keeper closes it for good before its first signal.
- *  e. Nobody waits where death is proven: who has reaped everything of a life
- *     writes its certificate and destroys its session.
- *     Program, keeper and guard all killed at once: a start on the same host (or another
- *     instance of the service there) proves it afterwards, if the workers had a cgroup.
- *     The life's file in run_dir, under a flock that the three share, is free; each of
- *     them is gone by number and start; boot, PID namespace, device and inode are those
- *     that were recorded; the cgroup is empty. See mgr__life_prove. Else the delay is
- *     waited, and an event and `manager why` say what was missing.
- *  f. Once an unlock under a fence was sent, no work starts under it or a lower one;
- *     a lock whose answer was lost is never adopted, but taken anew with a value
- *     that differs, which makes the first one impossible.
- *  g. A first set of partitions hangs on a marker: cluster/partitions is created
- *     with an empty hash, then sessions are counted, then owner keys are made, each
- *     conditioned on the marker's index. "released" is written only if no session of
- *     the service existed and this program has never seen the set before.
+ * The rules of safety, each with the functions that keep it.
+ *
+ * Who is a member
+ *  S1  Membership is the key cluster/instances/<id>, locked by the session. One
+ *      blocking query on cluster/ shows members, wishes and certificates at one index;
+ *      from that picture alone every instance computes the same map. (mgr__picture_map)
+ *  S2  An id that a live session holds is not entered; our own key is locked at the
+ *      index that was read. (mgr__cluster_looked, mgr__cluster_ask_join)
+ *
+ * When a partition may be taken
+ *  S3  If its key carries no session, and it says "released", or cluster/dead/<its
+ *      life> stands, or its loss has been seen for the delay. A session whose life is
+ *      certified counts as none: the lock's transaction takes its lock off first, so
+ *      that a proven death costs two writes and not three. (mgr__part_takeable_at)
+ *  S4  That is max(own delay, delay in the value), since this (key, index) was first
+ *      seen. A missing key has no index by which its loss could be timed: it is made
+ *      anew, as lost for the longest delay ever seen. (mgr__part_observe,
+ *      mgr__cluster_ask_missing)
+ *  S5  The lock is a transaction [check-index at the index that was read, lock]:
+ *      decided in raft order. Consul's lock-delay is checked before raft, so that a
+ *      spinning acquire can win it; it is not relied on, sessions have LockDelay 0.
+ *      (mgr__cluster_add_owner)
+ *  S6  A lock whose answer was lost is never adopted, but taken anew, with a value that
+ *      differs: that makes the first one impossible. (mgr__cluster_read_part,
+ *      mgr__cluster_owner_value)
+ *  S7  Nor is work begun under a lock that is older than the lease.
+ *      (mgr__cluster_lock_won)
+ *  S8  Once an unlock under a fence was sent, or its work lost, no work starts under it
+ *      or a lower one: fences grow. (mgr__cluster_lock_won, mgr__part_lose)
+ *  S9  When Consul's index goes down no "released" is believed for the delay, all that
+ *      is held is confirmed at once, and fence_base is raised; locks hang on the marker
+ *      that is known. (mgr__cluster_index_down, mgr__cluster_ask_marker)
+ *  S10 A first set hangs on a marker, created with an empty hash; then sessions are
+ *      counted, then owner keys are made at the marker's index, and the set is named
+ *      last. "released" is written only for new names, and for a first set only if no
+ *      session of the service stood and this program never saw a set.
+ *      (mgr__setter_answer, mgr__setter_makes)
+ *
+ * How long work may go on
+ *  S11 The lease runs from when the last linearizable confirmation was sent:
+ *      check-session of our key, check-index of every key held, 63 a transaction.
+ *      (mgr__cluster_confirm)
+ *  S12 What fails to confirm is killed alone; if it is our own key, everything.
+ *      (mgr__cluster_confirm_conflict)
+ *  S13 delay >= (lease + kill margin) * 1.002, or mgr_open refuses.
+ *      (mgr__desc_check_times)
+ *  S14 The lease is one atomic word, shared with guard and keeper: extended by
+ *      compare-and-swap from an open value, and closed for good before the first
+ *      signal. (mgr__page_extend, mgr__keeping_watch)
+ *  S15 When stop_grace is left, work is told to stop, at the end it is killed: by the
+ *      program, by the keeper if that hangs; with overrun_kill_host the program too.
+ *      (mgr__cluster_lease_time, mgr__keeping_watch, mgr__keeping_overrun)
+ *  S16 By the guard, keeper and all, half the kill margin later. (mgr__guard_watch)
+ *  S17 Keeper and guard act by as much earlier as their timers were late.
+ *      (mgr__page_early)
+ *  S18 When manager or guard is gone, the keeper ends the work; when the keeper is
+ *      gone, the guard; when both are, the parent-death signal. (mgr__keeping_wait,
+ *      mgr__guard_sweep, mgr__keeping_child)
+ *  S19 A guard or keeper that stands still is replaced, its word closed first.
+ *      (mgr__keeper_look)
+ *  S20 No work starts, in a process or in the program, without a lease that is open
+ *      now. (mgr__keeping_may_start, mgr__work_begin)
+ *  S21 The child asks for its parent's death after setuid, which clears that, and looks
+ *      whether the parent still lives, before it executes. (mgr__keeping_child)
+ *  S22 A grant is closed before on_lost is called; no lease is left without a life.
+ *      (mgr__act_stop, mgr__manager_publish_lease)
+ *
+ * What counts as proof of death (nobody waits where there is one)
+ *  S23 A partition is unlocked, and its process started again, only when its whole tree
+ *      is gone: group, cgroup, adopted orphans, in-process work. (mgr__keeping_sweep,
+ *      mgr__work_look)
+ *  S24 A life is certified only when all its work is dead and nothing of it is in
+ *      flight; a new keeper comes before a new life. (mgr__cluster_phase_time)
+ *  S25 The keeper's order: stop, reap, certify, destroy the session, deregister.
+ *      (mgr__keeping_stop_more, mgr__keeping_speak)
+ *  S26 In-process work is never certified while the host lives, nor in a life that lost
+ *      some. (mgr__keeping_may_certify, mgr__work_lost, mgr__cluster_ask_part)
+ *  S27 With guard and keeper both dead only an empty cgroup is proof.
+ *      (mgr__keeper_end_alone)
+ *  S28 What cannot be killed keeps its lock: the session is renewed.
+ *      (mgr__keeping_renew)
+ *  S29 Program, keeper and guard all killed at once: a start on the same host (or another
+ *      instance of the service there) proves it afterwards, if the workers had a cgroup.
+ *      The life's file in run_dir, under a flock that the three share, is free; each of
+ *      them is gone by number and start; boot, PID namespace, device and inode are those
+ *      that were recorded; the cgroup is empty. Else the delay is waited, and an event
+ *      and `manager why` say what was missing. (mgr__life_prove)
  *
  * ---- What stands in Consul, below manager/<service id>/ --------------------------
  *
@@ -259,6 +311,7 @@
  * contract suite that keeps the model honest, and end-to-end tests on real Consul.
  * `make faults`: each failure that `manager timings` has a row for, on three servers
  * and three hosts in network namespaces, measured against what that row promises.
+ * `make mutants` takes out each rule S1, S2, ... and sees that a test notices.
  */
 /* The implementation needs more of libc than strict C99 shows: say so before the
  * first libc header, or refuse below with the remedy. */
@@ -4809,7 +4862,7 @@ static void mgr__part_release(mgr__cluster *c, mgr__part *p, const char *why)
 static void mgr__part_lose(mgr__cluster *c, mgr__part *p, uint32_t within_ms, mgr_result result, const char *why)
 {
     bool worked = mgr__part_works(p);
-    if (p->fence > p->watermark) p->watermark = p->fence;
+    if (p->fence > p->watermark) p->watermark = p->fence;   /* nor under this one */
     p->stale = true;
     p->dirty = false;
     if (!worked) { if (p->state != MGR__PART_LOST) p->state = MGR__PART_IDLE; return; }
@@ -12661,14 +12714,12 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
     if (error) mgr__manager_tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
     else mgr__manager_tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
     proc->pid = 0;
-    if (proc->dropped) { if (work) mgr__work_look(m, work); return; }   /* its name was given to another one in the event */
-    if (!proc->daemon) {
+    if (!proc->dropped && !proc->daemon) {      /* in each event its name may be given to another one */
         proc->ended = true;
         if (!stopping) mgr__manager_tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
     }
-    if (proc->dropped) { if (work) mgr__work_look(m, work); return; }
-    mgr__proc_note(m, proc);
-    if (proc->daemon && !stopping) {
+    if (!proc->dropped) mgr__proc_note(m, proc);
+    if (!proc->dropped && proc->daemon && !stopping) {
         proc->failures += error ? MGR__CRASH_START : 1;
         mgr__proc_schedule(m, proc, now);
         mgr__proc_give_up(m, proc, now);
@@ -13595,6 +13646,7 @@ MGRAPI mgr_result mgr_hold(mgr *m, const char *partition)
     if (result != MGR_OK) return result;
     if (!work || work->stopping) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition ? partition : "(null)");
     work->held = work->in_process = true;
+    work->let_go = false;       /* an earlier mgr_released was not about this */
     mgr__manager_note_in_process(m);
     return MGR_OK;
 }

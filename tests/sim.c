@@ -1,7 +1,8 @@
 /* The simulator: several [cluster] cores against devconsul's store model, under one
  * virtual clock, from a seed.
  *
- *   sim [RUNS [FIRST_SEED]]      default 300 from 1; "sim 1 SEED" repeats one, with a trace
+ *   sim [RUNS [FIRST_SEED [FAILURES]]]      default 300 from 1, until 6 have failed;
+ *                                           "sim 1 SEED" repeats one, with a trace
  *
  * Each run draws its own rates for every kind of fault (swarm testing), so that
  * faults are frequent in some runs and rare in most. At every step at most one
@@ -715,6 +716,7 @@ int main(int argc, char **argv)
 {
     unsigned long runs = argc > 1 ? strtoul(argv[1], NULL, 10) : 300;
     unsigned long first = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
+    int most = argc > 3 ? (int)strtoul(argv[3], NULL, 10) : 6;
     uint64_t starts = 0, crashes = 0;
     sim *s = (sim *)calloc(1, sizeof *s);
     if (!s) return 1;
@@ -723,7 +725,7 @@ int main(int argc, char **argv)
         else test__failed++;
         starts += s->starts;
         crashes += s->crashes;
-        if (test__failed > 5) break;
+        if (test__failed >= most) break;
     }
     free(s);
     printf("%lu seeds from %lu: %llu starts of work, %llu crashes\n", runs, first, (unsigned long long)starts, (unsigned long long)crashes);

@@ -167,6 +167,25 @@ top_level() {
     ls "$1" | grep -vxE 'manager\.h|tests|examples|Makefile|README\.md|LICENSE|build' | sed 's/$/ does not belong at the top level/'
 }
 
+# The manual's rules of safety, "S7  text (function, ...)": each has a mutant that
+# takes it out, each mutant its rule, and the functions exist.
+rules_have_mutants() {
+    script=${2:-$tmp/mutants.sh}
+    awk '/How two owners are avoided/ { on = 1; next } on && /^ \* ----/ { exit } on' "$1" >"$tmp/rules"
+    sed -n 's/^ \*  \(S[0-9]*\) .*/\1/p' "$tmp/rules" >"$tmp/numbers"
+    [ -s "$tmp/numbers" ] || echo "no rules S1, S2, ... in the manual"
+    awk '{ if ($1 != "S" NR) print $1 " stands where S" NR " should" }' "$tmp/numbers"
+    sed -n 's/^mutant \(S[0-9]*\) .*/\1/p' "$script" | sort -u >"$tmp/mutated"
+    sort -u "$tmp/numbers" >"$tmp/sorted"
+    comm -23 "$tmp/sorted" "$tmp/mutated" | sed 's/$/ has no mutant/'
+    comm -13 "$tmp/sorted" "$tmp/mutated" | sed 's/$/ has mutants but is no rule of the manual/'
+    for name in $(grep -o 'mgr__[a-z0-9_]*' "$tmp/rules"); do
+        grep -q "^[a-z].*[ *]$name(" "$1" || echo "$name, named in a rule, is no function"
+    done
+}
+
+mutants_apply() { "$1" -n | grep '^FAIL'; }
+
 # Nothing in the tree may depend on where one machine had it.
 machine_paths() { grep -nE '(^|[^a-z])/(w''ork|home/[a-z]|r''oot)/' "$@" /dev/null | head -n 5; }
 
@@ -227,6 +246,18 @@ self_test blanks_and_tabs
 mkdir "$tmp/good" "$tmp/bad" && touch "$tmp/good/manager.h" "$tmp/bad/notes.txt"
 if [ -z "$(top_level "$tmp/good")" ] && [ -n "$(top_level "$tmp/bad")" ]; then ok self_test_top_level; else fail self_test_top_level; fi
 
+rule() { printf ' * ---- How two owners are avoided ----\n *  S1  a rule (mgr__a)\n *  %s  another (mgr__b)\n * ---- Next ----\nstatic int mgr__a(void)\nstatic int %s(void)\n' "$1" "$2"; }
+printf 'mutant S1 one\nmutant S2 two\nmutant S2 three\n' >"$tmp/mutants.sh"
+rule S2 mgr__b >"$tmp/good.h"
+for bad in 'S3 mgr__b' 'S2 mgr__c'; do
+    # Unquoted on purpose: two words.
+    rule $bad >"$tmp/bad.h"
+    self_test rules_have_mutants
+done
+rule S2 mgr__b >"$tmp/bad.h"
+echo 'mutant S1 one' >"$tmp/mutants.sh"
+[ -n "$(rules_have_mutants "$tmp/bad.h")" ] && ok self_test_rules_without_mutants || fail self_test_rules_without_mutants
+
 echo 'see build/x' >"$tmp/good.h"; printf 'see /%s/x\n' w''ork >"$tmp/bad.h"
 self_test machine_paths
 
@@ -249,6 +280,8 @@ files=$(find manager.h Makefile README.md LICENSE .ci tests examples -type f \
 real blanks_and_tabs $files
 real machine_paths $files
 real top_level .
+real rules_have_mutants manager.h tests/mutants.sh
+real mutants_apply tests/mutants.sh
 
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

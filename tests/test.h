@@ -9,9 +9,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How long a test waits for what must come: a safety bound, far above what anything takes. */
+#ifndef TEST_PATIENCE_MS
+#define TEST_PATIENCE_MS 10000
+#endif
+
 static int         test__passed, test__failed, test__skipped;
 static bool        test__bad;
-static const char *test__skip_why;
+static const char *test__skip_why, *test__name;
+
+/* With TEST_FIRST=1 in the environment a program is over at its first failed CHECK,
+ * clean-up or not: for tests/mutants.sh, which only asks whether there is one. */
+static void test__failed_check(void)
+{
+    const char *first = getenv("TEST_FIRST");
+    test__bad = true;
+    if (!first || strcmp(first, "1") != 0 || !test__name) return;
+    printf("FAIL %s\n", test__name);
+    fflush(stdout);
+    _Exit(1);
+}
 
 #define TEST(name) static void name(void)
 
@@ -19,7 +36,7 @@ static const char *test__skip_why;
     do {                                                                                        \
         if (!(condition)) {                                                                     \
             printf("%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #condition);                \
-            test__bad = true;                                                                   \
+            test__failed_check();                                                               \
         }                                                                                       \
     } while (0)
 
@@ -28,7 +45,7 @@ static const char *test__skip_why;
         long long test__g = (long long)(got), test__w = (long long)(wanted);                    \
         if (test__g != test__w) {                                                               \
             printf("%s:%d: %s is %lld, wanted %lld\n", __FILE__, __LINE__, #got, test__g, test__w); \
-            test__bad = true;                                                                   \
+            test__failed_check();                                                               \
         }                                                                                       \
     } while (0)
 
@@ -38,7 +55,7 @@ static const char *test__skip_why;
         if (!test__g || strcmp(test__g, test__w) != 0) {                                        \
             printf("%s:%d: %s is \"%s\", wanted \"%s\"\n", __FILE__, __LINE__, #got,            \
                    test__g ? test__g : "(null)", test__w);                                      \
-            test__bad = true;                                                                   \
+            test__failed_check();                                                               \
         }                                                                                       \
     } while (0)
 
@@ -53,6 +70,7 @@ static void test__run(const char *name, void (*fn)(void), int argc, char **argv)
     if (!wanted) return;
     test__bad = false;
     test__skip_why = NULL;
+    test__name = name;
     fn();
     if (test__bad) { test__failed++; printf("FAIL %s\n", name); }
     else if (test__skip_why) { test__skipped++; printf("skip %s: %s\n", name, test__skip_why); }

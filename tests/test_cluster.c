@@ -10,7 +10,7 @@
 #include "../examples/devconsul.h"
 #include "test.h"
 
-enum { LEASE_MS = 3000, MARGIN_MS = 900, GRACE_MS = 1000, DELAY_MS = 4000, TTL_MS = 10000, STEP_MS = 5, BOXES = 4, WORKS = 40 };
+enum { LEASE_MS = 3000, MARGIN_MS = 900, GRACE_MS = 1000, DELAY_MS = 4000, TTL_MS = 10000, STEP_MS = 5, BOXES = 4, WORKS = 80 };
 
 typedef struct work { char name[16]; uint64_t fence; bool alive; } work;
 
@@ -18,6 +18,7 @@ typedef struct box {            /* one instance: a core and its executor */
     mgr__cluster core;
     mgr__heap    heap;
     bool         alive, keeps_work, closed;
+    bool         slow_keeper;                   /* a test says when the new one is ready */
     bool         blocked[MGR__LANE_COUNT];      /* requests of this lane stay unanswered */
     mgr__task    hold;                          /* so do those of this task */
     char         id[16];
@@ -237,7 +238,7 @@ static void box_act(world *w, box *b, const mgr__action *a)
         else b->lease = a->at;
         break;
     case MGR__ACT_LIFE: mgr__buf_text(&b->log, "life\n"); break;
-    case MGR__ACT_FRESH_KEEPER: mgr__buf_text(&b->log, "fresh\n"); b->closed = false; mgr__cluster_ready(&b->core); break;
+    case MGR__ACT_FRESH_KEEPER: mgr__buf_text(&b->log, "fresh\n"); b->closed = false; if (!b->slow_keeper) mgr__cluster_ready(&b->core); break;
     case MGR__ACT_EVENT:
         if (a->part && !strstr(a->text, a->part->name.at)) CHECK(!"an event names its partition");
         mgr__buf_printf(&b->log, "%s: %s\n", mgr_event_word(a->event), a->text);
@@ -999,6 +1000,21 @@ TEST(a_lower_version_never_replaces_a_higher_one)
     world_end(w);
 }
 
+TEST(a_set_is_put_over_no_marker_but_the_one_that_was_read)
+{
+    world *w = the_world();
+    setting t;
+    CHECK_INT(set_now(w, numbers, 2, 0), MGR_OK);
+    setting_open(&t, w);
+    setting_start(&t, numbers, 3, 0);
+    for (int i = 0; i < 20 && t.s.state != MGR__SETTER_WRITE; i++) CHECK(setting_step(&t, MGR__OUTCOME_OK));
+    put(w, "cluster/partitions", "{\"hash\":\"another\",\"version\":7}");
+    CHECK(setting_step(&t, MGR__OUTCOME_OK));
+    CHECK(t.s.state == MGR__SETTER_LOOK && value_has(w, "cluster/partitions", "another"));
+    setting_close(&t);
+    world_end(w);
+}
+
 TEST(the_setter_begins_again_after_a_conflict_but_not_for_ever)
 {
     world *w = the_world();
@@ -1120,6 +1136,54 @@ TEST(the_lease_counts_from_when_the_confirmation_was_sent)
     world_end(w);
 }
 
+TEST(the_first_lease_counts_from_when_the_own_key_was_locked)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = &a->core.errands[MGR__LANE_WORK];
+    a->hold = MGR__TASK_JOIN;
+    for (int i = 0; i < 400 && !(e->out && e->task == MGR__TASK_JOIN); i++) run(w, STEP_MS);
+    int64_t sent = e->sent_at;
+    run(w, 400);
+    CHECK(e->out && e->task == MGR__TASK_JOIN && !a->lease);
+    a->hold = MGR__TASK_NONE;
+    run(w, STEP_MS);
+    CHECK_INT(a->lease, sent + LEASE_MS);
+    world_end(w);
+}
+
+/* A round of several transactions, for one has room for 63 keys. */
+TEST(every_key_held_is_confirmed_before_the_lease_grows)
+{
+    enum { PARTS = 70 };
+    static char names[PARTS][8];
+    const char *list[PARTS];
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 1);
+    for (int i = 0; i < PARTS; i++) { snprintf(names[i], sizeof names[i], "%d", i); list[i] = names[i]; }
+    config.partitions = list;
+    config.partition_count = PARTS;
+    box *a = box_open_as(w, 0, "a", &config);
+    run(w, 2 * LEASE_MS);
+    CHECK_INT(works_count(a), PARTS);
+    mgr__errand *e = &a->core.errands[MGR__LANE_LEASE];
+    a->blocked[MGR__LANE_LEASE] = true;
+    for (int i = 0; i < 400 && !(e->out && e->task == MGR__TASK_CONFIRM && e->request.op_count == MGR__TXN_OPS_MAX); i++) {
+        if (e->out && !(e->task == MGR__TASK_CONFIRM && e->request.op_count == MGR__TXN_OPS_MAX)) { mgr__answer other = apply(w, &e->request); box_answer(w, a, MGR__LANE_LEASE, &other); }
+        run(w, STEP_MS);
+    }
+    CHECK(e->out && e->request.op_count == MGR__TXN_OPS_MAX);
+    int64_t before = a->lease;
+    mgr__answer half = apply(w, &e->request);
+    box_answer(w, a, MGR__LANE_LEASE, &half);
+    CHECK(e->out && e->task == MGR__TASK_CONFIRM && e->request.op_count == 1 + PARTS - (MGR__TXN_OPS_MAX - 1));
+    CHECK_INT(a->lease, before);
+    a->blocked[MGR__LANE_LEASE] = false;
+    run(w, 50);
+    CHECK(a->lease > before);
+    world_end(w);
+}
+
 TEST(a_release_is_sent_when_work_is_gone_and_wakes_the_next)
 {
     world *w = the_world();
@@ -1218,6 +1282,27 @@ TEST(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted)
     CHECK_INT(times(&a->log, "begin"), 1);
     CHECK(a->works[0].fence > lost);
     CHECK_INT(a->works[0].fence, look(w, "owners/0").modify_index);
+    world_end(w);
+}
+
+/* The one thing that may be the same is the time: the wall clock can be set back. */
+TEST(a_lock_taken_anew_has_another_value_at_the_same_time)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    int64_t noon = 7000000;
+    mgr__errand *e = &a->core.errands[MGR__LANE_WORK];
+    a->hold = MGR__TASK_LOCK;
+    for (int i = 0; i < 400 && !(e->out && e->task == MGR__TASK_LOCK); i++) { a->core.wall_offset_ms = (uint64_t)(noon - w->now); run(w, STEP_MS); }
+    apply(w, &e->request);
+    uint64_t lost = look(w, "owners/0").modify_index;
+    CHECK(lost != 0);
+    for (int i = 0; i < 600; i++) {
+        if (i == 1) lose_answer(w, a);
+        a->core.wall_offset_ms = (uint64_t)(noon - w->now);
+        run(w, STEP_MS);
+    }
+    CHECK(works(a, 0) && a->works[0].fence > lost);
     world_end(w);
 }
 
@@ -1321,6 +1406,44 @@ TEST(a_lock_is_taken_at_the_index_that_was_read)
     world_end(w);
 }
 
+TEST(a_lock_older_than_the_lease_begins_nothing)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = hold(w, a, MGR__TASK_LOCK);
+    int64_t sent = e->sent_at;
+    run(w, LEASE_MS / 2);               /* well before the lease that it was sent under ends */
+    CHECK(a->core.lease_until > sent + LEASE_MS);
+    forget(a);
+    a->hold = MGR__TASK_NONE;
+    run(w, STEP_MS);
+    CHECK(!said(a, "begin") && mgr__str_is(look(w, "owners/0").session, a->core.life));
+    uint64_t old = look(w, "owners/0").modify_index;
+    run(w, 500);
+    CHECK(works(a, 0) && a->works[0].fence > old);
+    world_end(w);
+}
+
+TEST(no_work_starts_at_or_below_the_watermark)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    uint64_t fence = a->works[0].fence;
+    CHECK(fence && part_of(a, "0")->watermark < fence);
+    mgr__cluster_over(&a->core, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", w->now);
+    CHECK(part_of(a, "0")->watermark >= fence);
+    box_pump(w, a);
+    part_of(a, "0")->watermark = fence + 100000;        /* as if the index had gone down since */
+    forget(a);
+    run(w, 2 * LEASE_MS);
+    CHECK(asked(a, "lock owners/0") && !said(a, "begin"));
+    part_of(a, "0")->watermark = 0;
+    run(w, DELAY_MS + LEASE_MS);
+    CHECK(works(a, 0));
+    world_end(w);
+}
+
 /* ---- the core: answers that come when all has changed ---- */
 
 /* Run until a request of this kind is out on the lease lane. */
@@ -1411,6 +1534,24 @@ TEST(a_keeper_that_dies_while_joining_is_replaced_first)
     CHECK(in_order(&a->log, "fresh", "life") && mgr__str_is(look(w, "cluster/instances/a").session, a->core.life));
     CHECK_INT(works_count(a), 2);
     CHECK_INT(dc_session_count(&w->store), 1);
+    world_end(w);
+}
+
+TEST(no_life_begins_before_its_keeper_is_ready)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    a->slow_keeper = true;
+    forget(a);
+    mgr__cluster_over(&a->core, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", w->now);
+    box_pump(w, a);
+    run(w, 2000);
+    CHECK(said(a, "fresh") && !asked(a, "create") && a->core.phase == MGR__PHASE_SET);
+    mgr__cluster_ready(&a->core);
+    box_pump(w, a);
+    run(w, 1000);
+    CHECK(a->core.phase == MGR__PHASE_MEMBER && works_count(a) == 2);
     world_end(w);
 }
 
@@ -2013,6 +2154,27 @@ TEST(a_refusal_moves_the_partition_and_doubles)
     world_end(w);
 }
 
+/* Somebody else of this id may have come and gone, or be there, since it was read. */
+TEST(a_join_hangs_on_the_key_that_was_read)
+{
+    for (int stood = 0; stood < 2; stood++) {
+        world *w = the_world();
+        if (stood) put(w, "cluster/instances/a", "{\"life\":\"former\"}");
+        box *a = box_open(w, 0, "a", 1);
+        mgr__errand *e = &a->core.errands[MGR__LANE_WORK];
+        a->hold = MGR__TASK_JOIN;
+        for (int i = 0; i < 400 && !(e->out && e->task == MGR__TASK_JOIN); i++) run(w, STEP_MS);
+        put(w, "cluster/instances/a", "{\"life\":\"another\"}");
+        a->hold = MGR__TASK_NONE;
+        run(w, STEP_MS);
+        CHECK(a->core.phase != MGR__PHASE_MEMBER && !look(w, "cluster/instances/a").session.len);
+        run(w, 2000);
+        CHECK_INT(a->core.phase, MGR__PHASE_MEMBER);
+        CHECK_INT(times(&a->asked, "create"), 2);
+        world_end(w);
+    }
+}
+
 TEST(two_instances_of_one_id_and_the_second_gives_way)
 {
     world *w = the_world();
@@ -2281,6 +2443,27 @@ TEST(a_life_that_is_not_proven_ended_is_not_certified)
     }
 }
 
+/* Leaving while it is not known whether a lock will still land: a certificate makes it
+ * harmless, unless what this life did is not proven to be over. */
+TEST(a_lock_in_doubt_is_certified_only_with_proof)
+{
+    for (int unproven = 0; unproven < 2; unproven++) {
+        char certificate[80];
+        world *w = the_world();
+        box *a = box_open(w, 0, "a", 1);
+        hold(w, a, MGR__TASK_LOCK);
+        snprintf(certificate, sizeof certificate, "cluster/dead/%s", a->core.life);
+        a->core.unproven = unproven;
+        mgr__cluster_leave(&a->core);
+        box_pump(w, a);
+        lose_answer(w, a);
+        run(w, 3000);
+        CHECK(!a->alive);
+        CHECK((look(w, certificate).modify_index != 0) == !unproven);
+        world_end(w);
+    }
+}
+
 TEST(a_set_changed_on_command_is_followed)
 {
     world *w = the_world();
@@ -2361,6 +2544,61 @@ TEST(fences_grow_although_the_index_went_down)
     CHECK(said(a, "kill 0") && said(a, "index went down"));     /* confirmed at once: the locks are not as they were */
     CHECK_INT(works_count(a), 3);                               /* box_begin has checked the fences */
     CHECK(a->works[0].fence > top && a->core.picture.marker.fence_base >= top);
+    world_end(w);
+}
+
+TEST(what_is_held_is_confirmed_at_once_when_the_index_went_down)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = &a->core.errands[MGR__LANE_LEASE];
+    run(w, 5000);
+    for (int i = 0; i < 400 && (e->out || a->core.next_round - w->now < 500); i++) run(w, STEP_MS);
+    mgr__cluster_index_down(&a->core, w->now);
+    box_pump(w, a);
+    CHECK(e->out && e->task == MGR__TASK_CONFIRM && e->sent_at == w->now);
+    world_end(w);
+}
+
+/* It was released in the time that the store has gone back to: somebody may have taken it since. */
+TEST(released_is_not_believed_for_the_delay_when_the_index_went_down)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    char filler[40];
+    run(w, 1000);
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    run(w, 1000);
+    CHECK(value_has(w, "owners/0", "\"released\"") && works_count(a) == 0);
+    for (int i = 0; i < 300; i++) { snprintf(filler, sizeof filler, "%d", i); put(w, "filler", filler); }
+    mgr__kv marker = look(w, "cluster/partitions");
+    char value[1024];
+    snprintf(value, sizeof value, "%.*s ", (int)marker.value.len, marker.value.at);
+    put(w, "cluster/partitions", value);        /* changed late: it is by the marker that an index which went down is known */
+    run(w, 500);
+    restore(w, a);
+    put(w, "cluster/wishes/a", "{\"drain\":false}");
+    forget(a);
+    int64_t restored = w->now;
+    while (!said(a, "begin") && w->now < restored + 10 * LEASE_MS) run(w, STEP_MS);
+    CHECK(said(a, "index went down") && said(a, "begin"));
+    CHECK(w->now - restored >= DELAY_MS);
+    world_end(w);
+}
+
+/* Consul keeps the indices of what it restores: the marker is as it was, the next lock
+ * gets an index that was given out before. */
+TEST(a_lock_below_the_highest_index_waits_for_a_new_fence_base)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    mgr__errand *e = hold(w, a, MGR__TASK_LOCK);
+    e->index_max = a->core.index_max = a->core.fence_top = 100000;
+    a->hold = MGR__TASK_NONE;
+    run(w, STEP_MS);
+    CHECK(!said(a, "begin"));
+    run(w, DELAY_MS + 2 * LEASE_MS);
+    CHECK(works(a, 0) && a->works[0].fence > 100000);
     world_end(w);
 }
 
@@ -2463,23 +2701,30 @@ int main(int argc, char **argv)
     RUN(who_remembers_a_set_calls_nothing_released);
     RUN(a_replaced_set_makes_only_new_names_released);
     RUN(a_lower_version_never_replaces_a_higher_one);
+    RUN(a_set_is_put_over_no_marker_but_the_one_that_was_read);
     RUN(the_setter_begins_again_after_a_conflict_but_not_for_ever);
     RUN(the_setter_says_why_it_failed);
     RUN(starters_that_race_end_with_one_whole_set);
     RUN(an_instance_enters_and_takes_all_there_is);
     RUN(nothing_is_asked_while_nothing_changes_but_the_lease);
     RUN(the_lease_counts_from_when_the_confirmation_was_sent);
+    RUN(the_first_lease_counts_from_when_the_own_key_was_locked);
+    RUN(every_key_held_is_confirmed_before_the_lease_grows);
     RUN(a_release_is_sent_when_work_is_gone_and_wakes_the_next);
     RUN(moves_max_bounds_the_releases_in_flight);
     RUN(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted);
+    RUN(a_lock_taken_anew_has_another_value_at_the_same_time);
     RUN(no_work_starts_while_an_unlock_is_in_flight);
     RUN(an_unlock_whose_answer_was_lost_is_not_forgotten);
     RUN(a_late_lock_on_what_is_no_longer_ours_is_given_back);
     RUN(a_late_lock_is_given_back_also_when_the_map_changes_after_it_was_read);
     RUN(a_lock_is_taken_at_the_index_that_was_read);
+    RUN(a_lock_older_than_the_lease_begins_nothing);
+    RUN(no_work_starts_at_or_below_the_watermark);
     RUN(a_partition_may_go_while_a_confirmation_names_it);
     RUN(a_partition_may_go_while_a_read_names_it);
     RUN(a_keeper_that_dies_while_joining_is_replaced_first);
+    RUN(no_life_begins_before_its_keeper_is_ready);
     RUN(a_rewrite_that_hangs_does_not_end_the_lease);
     RUN(time_goes_on_while_a_request_is_out);
     RUN(a_set_may_be_commanded_while_another_is_put_in_force);
@@ -2505,6 +2750,7 @@ int main(int argc, char **argv)
     RUN(an_instance_evicts_another);
     RUN(drain_hands_everything_over_and_stays);
     RUN(a_refusal_moves_the_partition_and_doubles);
+    RUN(a_join_hangs_on_the_key_that_was_read);
     RUN(two_instances_of_one_id_and_the_second_gives_way);
     RUN(a_second_of_one_id_gives_way_at_once_where_the_first_can_be_seen_alive);
     RUN(a_former_life_of_this_boot_is_waited_for);
@@ -2515,9 +2761,13 @@ int main(int argc, char **argv)
     RUN(leaving_gives_all_back_and_cleans_up);
     RUN(a_second_leave_kills_also_after_an_eviction);
     RUN(a_life_that_is_not_proven_ended_is_not_certified);
+    RUN(a_lock_in_doubt_is_certified_only_with_proof);
     RUN(a_set_changed_on_command_is_followed);
     RUN(without_partitions_an_instance_waits_for_a_set);
     RUN(fences_grow_although_the_index_went_down);
+    RUN(what_is_held_is_confirmed_at_once_when_the_index_went_down);
+    RUN(released_is_not_believed_for_the_delay_when_the_index_went_down);
+    RUN(a_lock_below_the_highest_index_waits_for_a_new_fence_base);
     RUN(a_lock_below_all_that_was_seen_starts_no_work);
     RUN(a_wiped_store_is_set_up_anew_as_lost);
     RUN(the_core_survives_any_failed_allocation);

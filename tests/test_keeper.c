@@ -7,7 +7,7 @@
 #include <sched.h>
 #include <sys/mount.h>
 
-enum { PATIENCE_MS = 8000 };    /* a safety bound, far above what anything here takes */
+enum { PATIENCE_MS = TEST_PATIENCE_MS };    /* a safety bound, far above what anything here takes */
 
 #if defined(MGR__SANITIZE_ADDRESS) || defined(MGR__SANITIZE_THREAD)
 enum { SANITIZED = 1 };     /* workers start slowly and have handlers of the sanitizer's own */
@@ -525,6 +525,93 @@ TEST(lease_word_is_monotone_and_closes_for_good)
     mgr__keeper_close(&keeper);
 }
 
+/* A page and a keeper that no process is behind. */
+static mgr__keeping *paper_keeper(mgr__page *page)
+{
+    mgr__keeping *k = (mgr__keeping *)calloc(1, sizeof *k);
+    if (!k) abort();
+    page->lease_ms = 6000;
+    page->stop_grace_ms = 1000;
+    page->kill_margin_ms = 600;
+    page->lease = MGR__LEASE_UNSET;
+    k->page = page;
+    return k;
+}
+
+TEST(a_word_that_was_extended_is_not_closed)
+{
+    mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
+    page->lease = 5000;
+    CHECK(!mgr__page_close_if(page, 4000) && mgr__page_lease(page) == 5000 && !page->closed_until);
+    CHECK(mgr__page_close_if(page, 5000));
+    CHECK(mgr__page_lease(page) == MGR__LEASE_CLOSED && page->closed_until == 5000);
+    CHECK(mgr__page_close_if(page, 4000));      /* closed it is, whoever did it */
+    CHECK(!mgr__page_extend(page, 9000) && mgr__page_lease(page) == MGR__LEASE_CLOSED);
+    free(page);
+}
+
+TEST(no_start_under_a_word_that_is_not_open)
+{
+    mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
+    mgr__keeping *k = paper_keeper(page);
+    CHECK(!mgr__keeping_may_start(k, false, 100) && mgr__keeping_may_start(k, true, 100));      /* agents need none */
+    page->lease = 200;
+    CHECK(mgr__keeping_may_start(k, false, 100) && !mgr__keeping_may_start(k, false, 200) && mgr__keeping_may_start(k, true, 200));
+    k->manager_gone = true;
+    CHECK(!mgr__keeping_may_start(k, false, 100) && !mgr__keeping_may_start(k, true, 100));
+    k->manager_gone = false;
+    k->phase = MGR__KEEPING_STOP;
+    CHECK(!mgr__keeping_may_start(k, false, 100));
+    k->phase = MGR__KEEPING_RUN;
+    page->lease = MGR__LEASE_CLOSED;
+    CHECK(!mgr__keeping_may_start(k, false, 100) && !mgr__keeping_may_start(k, true, 100));
+    free(k);
+    free(page);
+}
+
+/* All work: also what is nobody's any more, for which a sweep is still due. */
+TEST(work_is_over_when_all_of_it_is)
+{
+    mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
+    mgr__keeping *k = paper_keeper(page);
+    k->host_fd = -1;
+    CHECK(mgr__keeping_work_over(k, 100));
+    k->sweep = true;
+    CHECK(!mgr__keeping_work_over(k, 100));
+    k->sweep = false;
+    k->high = 2;
+    k->children[1].state = MGR__WORKER_EXITED;          /* its leader is reaped: its tree may live */
+    CHECK(!mgr__keeping_work_over(k, 100));
+    k->children[1].agent = true;
+    CHECK(mgr__keeping_work_over(k, 100));
+    free(k);
+    free(page);
+}
+
+TEST(who_was_late_acts_earlier)
+{
+    mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
+    mgr__keeping *k = paper_keeper(page);
+    mgr__guard g;
+    memset(&g, 0, sizeof g);
+    g.page = page;
+    CHECK(mgr__keeping_stop_due(k, page->lease) == MGR__NEVER && mgr__guard_deadline(&g, 100) == MGR__NEVER);
+    page->lease = 5000;
+    CHECK_INT(mgr__keeping_stop_due(k, 5000), 4000);
+    CHECK_INT(mgr__guard_deadline(&g, 100), 5300);
+    k->late = g.late = mgr__page_late(page, 0, 200);
+    CHECK_INT(k->late, 200);
+    CHECK_INT(mgr__keeping_stop_due(k, 5000), 3800);
+    CHECK_INT(mgr__guard_deadline(&g, 100), 5200);
+    CHECK_INT(mgr__page_late(page, 200, 0), 175);       /* forgotten slowly */
+    k->late = g.late = mgr__page_late(page, 175, 100000);
+    CHECK_INT(k->late, 600);                            /* no more than the margin, and half of it counts: a lease must be left */
+    CHECK_INT(mgr__keeping_stop_due(k, 5000), 3700);
+    CHECK_INT(mgr__guard_deadline(&g, 100), 5150);
+    free(k);
+    free(page);
+}
+
 /* ---- a server for last words ---- */
 
 enum { WORDS_MAX = 16 };
@@ -880,7 +967,7 @@ TEST(guard_killed_keeper_ends_and_certifies)
     mgr__keeper_config c = config_of(8000, 300);
     server s = listen_here();
     if (!open_keeper(&c)) { CHECK(false); return; }
-    lease_for(8000);
+    lease_for(60000);                       /* not the lease shall end it */
     prepare_words(&s);
     start("daemon", scratch("g"));
     CHECK(wait_locked(scratch("g"), true));
@@ -933,6 +1020,79 @@ TEST(guard_and_keeper_killed_workers_die)
     CHECK(wait_gone(left));
     reap(left);
     reap(last[slot].pid);
+}
+
+/* setuid takes the parent-death signal away: it must be asked for afterwards. */
+TEST(guard_and_keeper_killed_worker_of_another_user_dies)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    static const char *const argv[] = { "sleep", "600", NULL }, *const env[] = { "PATH=/usr/bin:/bin", NULL };
+    mgr__spawn s;
+    uint32_t slot;
+    if (getuid() != 0) SKIP("needs root");
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    memset(&s, 0, sizeof s);
+    s.argv = argv;
+    s.env = env;
+    s.set_ids = true;
+    s.uid = s.gid = 65534;
+    CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_OK);
+    memset(&last[slot], 0, sizeof last[slot]);
+    CHECK(wait_state(slot, MGR__WORKER_RUNNING));
+    pid_t left = keeper.page->keeper, sleeper = last[slot].pid;
+    kill_both();
+    bool died = wait_gone(sleeper);
+    if (!died) kill(sleeper, SIGKILL);
+    CHECK(died);
+    CHECK(wait_status(MGR__KEEPER_DEAD));
+    mgr__keeper_close(&keeper);
+    CHECK(wait_gone(left));
+    reap(left);
+    reap(sleeper);
+}
+
+/* The keeper may have died before its child asked for the signal. */
+TEST(no_program_is_executed_when_the_parent_is_gone)
+{
+    static char program[] = "true";
+    static char *env[] = { NULL };
+    for (int gone = 0; gone < 2; gone++) {
+        int status = 0;
+        pid_t pid = fork();
+        if (pid == 0) {
+            mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
+            mgr__keeping *k = paper_keeper(page);
+            mgr__child child;
+            mgr__frame_spawn h;
+            memset(&child, 0, sizeof child);
+            memset(&h, 0, sizeof h);
+            mgr__process_rank_raise(&k->rank);
+            k->self = gone ? 1 : getppid();
+            k->strings[0] = program;
+            mgr__keeping_child(k, &child, false, &h, "/", env);
+            _exit(99);
+        }
+        waitpid(pid, &status, 0);
+        CHECK_INT(WIFEXITED(status) ? WEXITSTATUS(status) : -1, gone ? 127 : 0);
+    }
+}
+
+/* Whoever sees it first: no confirmation may open it again. */
+TEST(the_word_is_closed_as_soon_as_the_keeper_is_seen_dead)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(8000);
+    kill(keeper.page->guard, SIGSTOP);                  /* it would close it */
+    int64_t until = mgr__process_now_ms() + PATIENCE_MS;
+    while (state_of(keeper.page->guard) != 'T' && mgr__process_now_ms() < until) usleep(1000);
+    kill(keeper.page->keeper, SIGKILL);
+    CHECK(wait_status(MGR__KEEPER_DEAD));
+    CHECK(!mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() + 60000));
+    kill(keeper.page->guard, SIGCONT);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    mgr__keeper_close(&keeper);
 }
 
 TEST(silent_keeper_is_replaced)
@@ -1908,6 +2068,10 @@ int main(int argc, char **argv)
     RUN(names_nest);
     RUN(two_hundred_quick_starts);
     RUN(lease_word_is_monotone_and_closes_for_good);
+    RUN(a_word_that_was_extended_is_not_closed);
+    RUN(no_start_under_a_word_that_is_not_open);
+    RUN(work_is_over_when_all_of_it_is);
+    RUN(who_was_late_acts_earlier);
     RUN(manager_killed_words_in_order_after_the_work);
     RUN(manager_killed_daemons_too);
     RUN(manager_killed_while_a_copy_of_it_lives);
@@ -1922,6 +2086,9 @@ int main(int argc, char **argv)
     RUN(keeper_killed_guard_sweeps);
     RUN(guard_killed_keeper_ends_and_certifies);
     RUN(guard_and_keeper_killed_workers_die);
+    RUN(guard_and_keeper_killed_worker_of_another_user_dies);
+    RUN(no_program_is_executed_when_the_parent_is_gone);
+    RUN(the_word_is_closed_as_soon_as_the_keeper_is_seen_dead);
     RUN(silent_keeper_is_replaced);
     RUN(both_frozen_are_replaced);
     RUN(host_sees_nothing_of_it);

@@ -10,7 +10,7 @@
 #include "test.h"
 #include <pthread.h>
 
-enum { LEASE_MS = 1000, DELAY_MS = 2000, GRACE_MS = 300, PATIENCE_MS = 10000, HOSTS = 3 };
+enum { LEASE_MS = 1000, DELAY_MS = 2000, GRACE_MS = 300, PATIENCE_MS = TEST_PATIENCE_MS, HOSTS = 3 };
 
 typedef struct host {           /* an instance, and what its callbacks saw and shall do */
     mgr       *m;
@@ -240,9 +240,12 @@ static void leave(host *h)
 
 /* ---- workers ---- */
 
+static void end_slowly(int signo) { (void)signo; usleep((2 * GRACE_MS) * 1000); _exit(0); }
+
 static int worker(char **argv)
 {
     int fd = open(argv[2], O_RDWR | O_CREAT, 0644);
+    if (argv[3] && !strcmp(argv[3], "slow")) signal(SIGTERM, end_slowly);
     if (argv[3] && !strcmp(argv[3], "stubborn")) signal(SIGTERM, SIG_IGN);
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) != 0) return 9;
     for (;;) pause();
@@ -391,6 +394,14 @@ TEST(the_default_delay_fits_the_lease)
         if (!leases[i]) CHECK_INT(m->desc.delay_ms, 16000);
         mgr_close(m);
     }
+    mgr_desc d = good_desc();
+    mgr *m;
+    d.lease_ms = 10000;
+    d.delay_ms = 10921;     /* 10900 * 1.002 = 10921.8: clocks drift */
+    refused(&d, "delay_ms");
+    d.delay_ms = 10922;
+    CHECK_INT(mgr_open(&m, &d), MGR_OK);
+    mgr_close(m);
 }
 
 TEST(nothing_is_asked_of_nothing)
@@ -473,6 +484,26 @@ TEST(a_pending_release_waits_for_mgr_released)
     CHECK_INT(mgr_released(h->m, "0"), MGR_OK);
     WAIT(saw(h, "released 0"));
     CHECK_INT(mgr_released(h->m, "0"), MGR_STATE);
+    leave(h);
+}
+
+static void begin_stubborn(host *h, const char *partition)
+{
+    const char *argv[] = { self_path, "--worker", scratch(partition), "stubborn", NULL };
+    mgr_process p = process_of(argv);
+    CHECK_INT(mgr_daemonize(h->m, partition, NULL, &p), MGR_OK);
+}
+
+TEST(a_partition_is_released_when_its_process_is_gone)
+{
+    host *h = host_make(0, "a");
+    h->begin = begin_stubborn;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(works("0"));
+    mgr_drain(h->m, true);
+    WAIT(saw(h, "releasing 0") && saw(h, "released 0"));
+    CHECK(!works("0"));
     leave(h);
 }
 
@@ -567,6 +598,52 @@ TEST(mgr_released_may_be_called_inside_on_release)
     leave(h);
 }
 
+static void begin_slow_and_hold(host *h, const char *partition)
+{
+    const char *argv[] = { self_path, "--worker", scratch(partition), "slow", NULL };
+    mgr_process p = process_of(argv);
+    p.stop_grace_ms = 10 * GRACE_MS;
+    CHECK_INT(mgr_daemonize(h->m, partition, NULL, &p), MGR_OK);
+    CHECK_INT(mgr_hold(h->m, partition), MGR_OK);
+}
+
+/* Said inside, it is no longer pending, whatever is returned: the process beside it has
+ * the grace of its own, and is not killed when on_release's time is over. */
+TEST(mgr_released_beside_its_process_gives_it_its_own_grace)
+{
+    host *h = host_make(0, "a");
+    h->begin = begin_slow_and_hold;
+    h->desc.on_release = release_inside;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(works("0"));
+    mgr_leave(h->m);
+    WAIT(h->over);
+    CHECK(saw(h, "ended: exit 0") && !saw(h, "signal 9"));
+    host_close(h);
+}
+
+/* A word about an earlier hold is none about a later one. */
+TEST(a_hold_after_mgr_released_is_waited_for)
+{
+    host *h = host_make(0, "a");
+    h->begin = begin_worker;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(works("0"));
+    CHECK_INT(mgr_hold(h->m, "0"), MGR_OK);
+    CHECK_INT(mgr_released(h->m, "0"), MGR_OK);
+    CHECK_INT(mgr_hold(h->m, "0"), MGR_OK);
+    h->release = MGR_PENDING;
+    mgr_leave(h->m);
+    WAIT(called(h, "release 0"));
+    turns(50);
+    CHECK(works("0") && !saw(h, "released 0"));     /* on_release said that it still needs its process */
+    CHECK_INT(mgr_released(h->m, "0"), MGR_OK);
+    WAIT(h->over);
+    host_close(h);
+}
+
 /* A word of the program, not the end of on_lost alone: that is proof, and certified. */
 TEST(mgr_released_may_be_called_inside_on_lost)
 {
@@ -624,6 +701,7 @@ static void ended_and_again(mgr_event_kind kind, bool daemon)
     CHECK_INT(times(&h->events, "started 0 job"), runs);
     CHECK_INT(times(&h->events, "exited 0 job"), runs);
     CHECK_INT(times(&h->events, "ended 0 job"), kind == MGR_EVENT_EXITED ? 1 : runs);      /* the name is another's by then */
+    CHECK_INT(times(&h->events, "was to run once"), kind == MGR_EVENT_EXITED ? 1 : runs);
     CHECK(!saw(h, "restart"));
     CHECK_INT(h->m->proc_count, 1);
     leave(h);
@@ -633,6 +711,7 @@ TEST(a_process_may_be_run_again_inside_the_event_of_its_end)
 {
     ended_and_again(MGR_EVENT_ENDED, false);
     ended_and_again(MGR_EVENT_EXITED, false);
+    ended_and_again(MGR_EVENT_EXITED, true);
 }
 
 TEST(a_process_may_be_run_again_inside_the_event_that_it_cannot_start)
@@ -680,6 +759,96 @@ TEST(work_does_not_begin_when_its_lease_has_ended)
     WAIT(called(h, "lost"));
     CHECK_STR(mgr__buf_cstr(&h->log), "acquire 0\nlost 0\n");
     CHECK(mgr_grant_left_ms(h->grant) == 0 && mgr_fence(h->m, "1") == 0);
+    leave(h);
+}
+
+static void lose_the_life(host *h, const char *partition)
+{
+    CHECK_STR(partition, "0");
+    h->begin = NULL;
+    mgr__cluster_over(&h->m->cluster, MGR_EVENT_SESSION_LOST, "as if the session were gone", now_ms());
+}
+
+TEST(what_was_lost_before_it_began_does_not_begin)
+{
+    host *h = host_make(0, "a");
+    h->begin = lose_the_life;
+    host_start(h);
+    WAIT(called(h, "lost"));
+    CHECK_STR(mgr__buf_cstr(&h->log), "acquire 0\nlost 0\n");
+    leave(h);
+}
+
+/* It certifies by itself should the program die in there. */
+static void look_at_the_page(host *h, const char *partition)
+{
+    CHECK_INT(h->m->keeper.page->in_process, 1);
+    begin_worker(h, partition);
+}
+
+TEST(the_keeper_knows_of_work_before_it_begins)
+{
+    host *h = host_make(0, "a");
+    h->begin = look_at_the_page;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(works("0"));
+    CHECK_INT(h->m->keeper.page->in_process, 0);    /* a process is all there is */
+    leave(h);
+}
+
+static const mgr_grant *grants_of[2];
+static int64_t left_inside[2];
+static void keep_grant(host *h, const char *partition) { grants_of[partition[0] - '0'] = h->grant; }
+
+static void look_at_grants(mgr *m, const char *partition, mgr_result why, void *user)
+{
+    on_lost(m, partition, why, user);
+    for (int i = 0; i < 2; i++) left_inside[i] = mgr_grant_left_ms(grants_of[i]);
+}
+
+TEST(the_grant_of_a_partition_lost_alone_is_closed_first)
+{
+    char path[200];
+    host *h = host_make(0, "a");
+    h->begin = keep_grant;
+    h->desc.on_lost = look_at_grants;
+    host_start(h);
+    WAIT(times(&h->log, "acquire") == 2);
+    CHECK(mgr_grant_left_ms(grants_of[0]) > 0 && mgr_grant_left_ms(grants_of[1]) > 0);
+    h->begin = NULL;
+    snprintf(path, sizeof path, "/v1/kv/manager/%s/owners/1", h->service);
+    tell_dev("PUT", path, "{\"state\":\"held\"}");
+    WAIT(called(h, "lost 1"));
+    CHECK(left_inside[0] > 0);
+    CHECK_INT(left_inside[1], 0);
+    CHECK(!called(h, "lost 0"));
+    leave(h);
+}
+
+/* Nobody is left who could see the work dead, so nobody says so. */
+TEST(guard_and_keeper_both_killed_leave_no_certificate)
+{
+    char life[40];
+    host *h = host_make(0, "a");
+    h->begin = begin_worker;
+    h->desc.isolate = MGR_ISOLATE_NONE;
+    h->desc.partition_count = 1;
+    host_start(h);
+    WAIT(works("0"));
+    mgr__copy_text(life, sizeof life, mgr__str_of(h->m->cluster.life));
+    pid_t guard = h->m->keeper.page->guard, left[2];
+    left[0] = h->m->keeper.page->keeper;
+    left[1] = mgr_pid(h->m, "0");
+    kill(guard, SIGSTOP);
+    kill(left[0], SIGKILL);
+    kill(guard, SIGKILL);
+    for (int i = 0; i < 2; i++) {       /* they become ours, who are a subreaper here */
+        int64_t until = now_ms() + PATIENCE_MS;
+        while (waitpid(left[i], NULL, WNOHANG) != left[i] && now_ms() < until) usleep(1000);
+    }
+    WAIT(times(&h->events, ": entered service") == 2);
+    CHECK(saw(h, "keeper-lost") && !saw(h, "certified") && strcmp(life, h->m->cluster.life) != 0);
     leave(h);
 }
 
@@ -1541,15 +1710,22 @@ int main(int argc, char **argv)
     RUN(nothing_is_asked_of_nothing);
     RUN(in_process_work_is_acquired_and_released);
     RUN(a_pending_release_waits_for_mgr_released);
+    RUN(a_partition_is_released_when_its_process_is_gone);
     RUN(mgr_hold_is_released_by_word_only);
     RUN(what_one_is_unfit_for_another_gets);
     RUN(a_session_destroyed_is_lost_and_entered_anew);
     RUN(mgr_released_may_be_called_inside_on_release);
+    RUN(mgr_released_beside_its_process_gives_it_its_own_grace);
+    RUN(a_hold_after_mgr_released_is_waited_for);
     RUN(mgr_released_may_be_called_inside_on_lost);
     RUN(a_process_may_be_run_again_inside_the_event_of_its_end);
     RUN(a_process_may_be_run_again_inside_the_event_that_it_cannot_start);
     RUN(a_post_that_posts_itself_runs_once_a_turn);
     RUN(work_does_not_begin_when_its_lease_has_ended);
+    RUN(what_was_lost_before_it_began_does_not_begin);
+    RUN(the_keeper_knows_of_work_before_it_begins);
+    RUN(the_grant_of_a_partition_lost_alone_is_closed_first);
+    RUN(guard_and_keeper_both_killed_leave_no_certificate);
     RUN(no_lease_is_left_once_a_life_is_lost);
     RUN(a_grant_stays_open_during_a_planned_release);
     RUN(in_process_work_lost_earlier_leaves_its_life_uncertified);
