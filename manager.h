@@ -230,11 +230,12 @@
  *  S28 What cannot be killed keeps its lock: the session is renewed.
  *      (mgr__keeping_renew)
  *  S29 Program, keeper and guard all killed at once: a start on the same host (or another
- *      instance of the service there) proves it afterwards, if the workers had a cgroup.
- *      The life's file in run_dir, under a flock that the three share, is free; each of
- *      them is gone by number and start; boot, PID namespace, device and inode are those
- *      that were recorded; the cgroup is empty. Else the delay is waited, and an event
- *      and `manager why` say what was missing. (mgr__life_prove)
+ *      instance of the service there) proves it afterwards, if the workers had a cgroup
+ *      or a PID namespace. The life's file in run_dir, under a flock that the three
+ *      share, is free; each of them is gone by number and start; boot, PID namespace,
+ *      device and inode are those that were recorded; the cgroup is empty, the namespace
+ *      gone. Else the delay is waited, and an event and `manager why` say what was
+ *      missing. (mgr__life_prove)
  *
  * ---- What stands in Consul, below manager/<service id>/ --------------------------
  *
@@ -300,6 +301,12 @@
  * Daemonize before mgr_open. In a forked child every call says MGR_FORKED, and
  * mgr_close only frees memory. One thread steps an instance; mgr_post, mgr_leave,
  * mgr_lease_left_ms and the grant calls may be used from any.
+ *
+ * isolate keeps a worker's whole tree certain. auto is a cgroup where one is writable,
+ * else none. pidns is made on request only: workers then see other pids than the host
+ * (mgr_pid, events and status show the host's), and /proc is theirs; without
+ * CAP_SYS_ADMIN it takes a user namespace, in which no process may have another uid or
+ * gid (MGR_DENIED). Where the kernel refuses, mgr_open says MGR_INVALID, and why.
  *
  * An agent that mgr_agent_start runs has a keeper of its own: it must outlive a life
  * of the instance that ends.
@@ -509,7 +516,8 @@ typedef enum mgr_isolate {
     MGR_ISOLATE_DEFAULT = 0,    /* auto */
     MGR_ISOLATE_NONE,           /* process groups and the subreaper's sweep */
     MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
-    MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper: not made yet, refused by name */
+    MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper, with a /proc of its own: workers see other pids than the host.
+                                   Takes CAP_SYS_ADMIN, or user namespaces (then no process may have another uid or gid); else mgr_open refuses */
     MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; status shows which */
 } mgr_isolate;
 
@@ -881,6 +889,7 @@ MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclus
 #include <grp.h>
 #ifdef __linux__
 #include <sys/epoll.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -7256,6 +7265,7 @@ static int64_t mgr__process_now_ms(void)
 static pid_t mgr__process_self(void) { return getpid(); }
 static pid_t mgr__process_parent(void) { return getppid(); }
 static uid_t mgr__process_euid(void) { return geteuid(); }
+static gid_t mgr__process_egid(void) { return getegid(); }
 static void mgr__process_exit(int status) { _exit(status); }
 
 /* ---- descriptors ---- */
@@ -7702,6 +7712,47 @@ static pid_t mgr__process_fork(bool silent)
 }
 
 /* The same as an ordinary child, born in the v2 group whose directory this is. */
+/* The first process of a PID namespace with mounts of its own; `user`: in a user
+ * namespace as well, which gives an unprivileged one the right to that. -errno where
+ * it is refused. */
+static pid_t mgr__process_fork_space(bool user)
+{
+#if defined(__linux__) && defined(SYS_clone) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__) && !defined(__s390__) && !defined(__CRIS__)
+    unsigned long flags = (unsigned long)SIGCHLD | 0x20000000ul /* CLONE_NEWPID */ | 0x00020000ul /* CLONE_NEWNS */;
+    if (user) flags |= 0x10000000ul /* CLONE_NEWUSER */;
+    return (pid_t)mgr__process_code(syscall(SYS_clone, flags, 0ul, 0ul, 0ul, 0ul));
+#else
+    (void)user;
+    return -ENOSYS;
+#endif
+}
+
+static int mgr__process_map_own(const char *path, uint32_t id)
+{
+    char line[48], *end = mgr__process_append(mgr__process_digits(line, id), " ");
+    end = mgr__process_append(mgr__process_digits(end, id), " 1");
+    return mgr__process_file_put(path, line, (size_t)(end - line));
+}
+
+/* In a new user namespace: own ids stay what they are, others there are none. */
+static int mgr__process_map_ids(uint32_t uid, uint32_t gid)
+{
+    int code = mgr__process_file_put("/proc/self/setgroups", "deny", 4);
+    if (code < 0 || (code = mgr__process_map_own("/proc/self/uid_map", uid)) < 0) return code;
+    return mgr__process_map_own("/proc/self/gid_map", gid);
+}
+
+/* A /proc of this namespace, seen by nobody else; later mounts of the host still come through. */
+static int mgr__process_mount_proc(void)
+{
+#ifdef __linux__
+    if (mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) return -errno;
+    return mgr__process_code(mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL));
+#else
+    return -ENOSYS;
+#endif
+}
+
 static pid_t mgr__process_fork_into(int cgroup_fd)
 {
 #if defined(__linux__) && defined(SYS_clone3) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
@@ -7961,6 +8012,21 @@ static int mgr__process_list(pid_t parent, mgr__process *out, size_t max)
     (void)parent; (void)out; (void)max;
     return -ENOSYS;
 #endif
+}
+
+/* The number here of a child of `parent` that calls itself `inner` in the innermost of
+ * its PID namespaces; 0: it is not to be seen (any more). */
+static pid_t mgr__process_outer(pid_t parent, pid_t inner, mgr__process *scratch, size_t max)
+{
+    char path[48], text[4096];
+    for (int i = mgr__process_list(parent, scratch, max); i-- > 0; ) {
+        mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)scratch[i].pid), "/status");
+        const char *at = mgr__process_file_get(path, text, sizeof text) > 0 ? strstr(text, "\nNSpid:") : NULL;
+        uint64_t last = 0;
+        for (at = at ? at + 7 : ""; *at == '\t'; ) { at++; last = mgr__process_number(&at); }
+        if (last == (uint64_t)inner) return scratch[i].pid;
+    }
+    return 0;
 }
 
 /* Whether `pid` is marked in a list in ascending order, as /proc gives it. */
@@ -9857,6 +9923,9 @@ typedef struct mgr__page {
     uint32_t start_step;
     uint32_t stuck;             /* all are killed, swept for, and yet not dead: said by the keeper */
     uint32_t isolate;           /* as asked for */
+    uint32_t space;             /* the keeper is the first process of a PID namespace: with it everything in there dies */
+    uint32_t kill_host;         /* said by a keeper in a PID namespace, from which the host cannot be signalled: the guard does it */
+    uint32_t space_user;        /* ... and of a user namespace, in which there is no other id than ours */
     uint32_t group_partial;     /* a worker had to be started outside the group: its emptiness proves nothing */
     uint32_t keeper_gone;       /* said by the guard */
     uint32_t work_dead;         /* word closed, no process of a partition is left; said by keeper or guard */
@@ -9948,7 +10017,7 @@ typedef struct mgr__life_record {
 
 static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
 
-enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC, MGR__STEP_CGROUP };
+enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC, MGR__STEP_CGROUP, MGR__STEP_PIDNS };
 
 static void mgr__page_poke(void) { mgr__process_send(MGR__FD_SOCKET, "", 1); }   /* a full socket has pokes enough */
 
@@ -10176,6 +10245,7 @@ static void mgr__keeping_outside(mgr__keeping *k, const mgr__child *c)
  * asked for by name no work is done without; else the worker runs outside. */
 static int mgr__keeping_group(mgr__keeping *k, mgr__child *c)
 {
+    if (k->page->space) return 0;           /* the namespace is wall enough */
     if (!k->page->group[0]) { mgr__keeping_outside(k, c); return 0; }
     int code = mgr__process_cgroup_make(mgr__child_cgroup(k, c));
     c->grouped = code >= 0;
@@ -10264,7 +10334,7 @@ static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside,
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_ERR)) mgr__process_dup_to(MGR__FD_ERR, 2);
     if (mgr__page_has(k->page, MGR__FD_LIFE)) mgr__process_inherit(MGR__FD_LIFE, true);
     mgr__process_umask((mode_t)k->page->host_umask);
-    if (h->set_ids && (code = mgr__process_become((uid_t)h->uid, (gid_t)h->gid)) < 0) return code;
+    if (h->set_ids && !k->page->space_user && (code = mgr__process_become((uid_t)h->uid, (gid_t)h->gid)) < 0) return code;
     if ((code = mgr__process_chdir(*directory ? directory : "/")) < 0) return code;
     code = mgr__process_death_signal(SIGKILL);
     if (code < 0 && code != -ENOSYS) return code;
@@ -10707,7 +10777,8 @@ static bool mgr__keeping_overrun(const mgr__keeping *k, int64_t now)
 {
     if (!k->page->overrun_kill_host || !MGR__LOAD(&k->page->in_process) || MGR__LOAD(&k->page->dismissed)) return false;
     if (k->host_fd < 0 || mgr__keeping_host_dead(k)) return false;
-    if (now >= k->stop_at) mgr__process_pidfd_kill(k->host_fd, SIGKILL);
+    if (now >= k->stop_at && k->page->space) MGR__STORE(&k->page->kill_host, 1u);
+    else if (now >= k->stop_at) mgr__process_pidfd_kill(k->host_fd, SIGKILL);
     return true;
 }
 
@@ -10908,12 +10979,21 @@ static void mgr__keeping_turn(mgr__keeping *k)
     k->poke = false;
 }
 
+/* Ids first: without them there is no right to mount. */
+static void mgr__keeping_settle_space(mgr__page *page, uint32_t uid, uint32_t gid)
+{
+    int code = page->space_user ? mgr__process_map_ids(uid, gid) : 0;
+    if (code >= 0) code = mgr__process_mount_proc();
+    if (code < 0) mgr__page_fail(page, MGR__STEP_PIDNS, code);
+}
+
 /* The keeper's whole life. */
-static void mgr__keeping_main(mgr__page *page, int guard_fd)
+static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint32_t gid)
 {
     /* Not SIGKILL: should the guard die, the keeper ends the work and says so. But
      * it must be able to: a keeper that was stopped by hand goes on. */
     mgr__process_death_signal(SIGCONT);
+    if (page->space) mgr__keeping_settle_space(page, uid, gid);
     mgr__keeping *k = (mgr__keeping *)mgr__process_pages(sizeof *k);
     if (!k) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
     mgr__process_name("mgr-keeper");
@@ -10928,7 +11008,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd)
     mgr__process self;
     if (!mgr__process_stat(k->self, &self)) mgr__page_fail(page, MGR__STEP_PROC, -ENOENT);
     mgr__keeping_settle_group(k);
-    MGR__STORE(&page->keeper, (int32_t)k->self);
+    while (!MGR__LOAD(&page->keeper)) if (mgr__process_poll_one(guard_fd, POLLIN, 1) > 0) mgr__process_exit(1);     /* our number outside only the guard knows */
     MGR__STORE(&page->keeper_beat, mgr__process_now_ms());
     MGR__STORE(&page->ready, 1u);
     mgr__page_poke();
@@ -10937,7 +11017,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd)
         mgr__keeping_listen(k);
         mgr__keeping_turn(k);
     }
-    if (!k->guard_gone) mgr__process_kill(mgr__process_parent(), SIGCONT);     /* one that was stopped by hand would stay for good */
+    if (!k->guard_gone && !page->space) mgr__process_kill(mgr__process_parent(), SIGCONT);     /* one that was stopped by hand would stay for good */
     mgr__process_exit(0);
 }
 
@@ -10974,6 +11054,7 @@ static int64_t mgr__guard_deadline(mgr__guard *g, int64_t now)
 static int64_t mgr__guard_tick_ms(const mgr__guard *g)
 {
     int64_t beat = mgr__page_beat_ms(g->page);
+    if (g->page->space && g->page->overrun_kill_host && MGR__LOAD(&g->page->in_process)) beat = mgr__min64(beat, g->page->kill_margin_ms / 8 + 1);
     return mgr__page_lease(g->page) == MGR__LEASE_UNSET ? mgr__max64(10, mgr__min64(beat, g->page->kill_margin_ms / 4)) : beat;
 }
 
@@ -10996,6 +11077,7 @@ static void mgr__guard_watch(mgr__guard *g)
     mgr__process_end end;
     while (mgr__process_wait(g->keeper, true, &end) == 0) {
         int64_t now = mgr__process_now_ms();
+        if (MGR__LOAD(&g->page->kill_host) && g->host_fd >= 0) mgr__process_pidfd_kill(g->host_fd, SIGKILL);
         if (!g->host_gone_at && mgr__page_host_dead(g->page, g->host_fd)) g->host_gone_at = now;
         int64_t deadline = mgr__guard_deadline(g, now);
         MGR__STORE(&g->page->guard_beat, now);
@@ -11036,6 +11118,18 @@ static void mgr__guard_sweep(mgr__guard *g, mgr__process *list)
     mgr__page_poke();
 }
 
+/* With our own rights, else with those of a user namespace of our own. The host's
+ * death can be seen from in there by its pidfd alone. */
+static pid_t mgr__guard_fork_space(mgr__page *page)
+{
+    if (!mgr__page_has(page, MGR__FD_HOST)) return -ENOSYS;
+    page->space = 1;
+    pid_t pid = mgr__process_fork_space(false);
+    if (pid != -EPERM) return pid;
+    page->space_user = 1;
+    return mgr__process_fork_space(true);
+}
+
 /* The guard's whole life. */
 static void mgr__guard_main(mgr__page *page)
 {
@@ -11051,12 +11145,14 @@ static void mgr__guard_main(mgr__page *page)
     g.page = page;
     MGR__STORE(&page->guard, (int32_t)mgr__process_self());
     MGR__STORE(&page->guard_beat, mgr__process_now_ms());
-    g.keeper = mgr__process_fork(false);
-    if (g.keeper < 0) mgr__page_fail(page, MGR__STEP_KEEPER, (int)g.keeper);
+    uint32_t uid = (uint32_t)mgr__process_euid(), gid = (uint32_t)mgr__process_egid();
+    g.keeper = page->isolate == MGR_ISOLATE_PIDNS ? mgr__guard_fork_space(page) : mgr__process_fork(false);
+    if (g.keeper < 0) mgr__page_fail(page, page->isolate == MGR_ISOLATE_PIDNS ? MGR__STEP_PIDNS : MGR__STEP_KEEPER, (int)g.keeper);
     if (g.keeper == 0) {
         mgr__process_close(alive[1]);       /* the guard's alone: its end is the guard's end */
-        mgr__keeping_main(page, alive[0]);
+        mgr__keeping_main(page, alive[0], uid, gid);
     }
+    MGR__STORE(&page->keeper, (int32_t)g.keeper);
     mgr__process_close(alive[0]);
     for (int fd = MGR__FD_OUT; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
     g.host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
@@ -11084,6 +11180,7 @@ typedef struct mgr__keeper {
     struct { pid_t pid; uint64_t start; } strays[MGR__KEEPER_STRAY_MAX];   /* killed, not yet seen dead */
     size_t     stray_count;
     uint8_t    used[MGR_WORKER_COUNT_MAX];
+    struct { pid_t inner, outer; } pids[MGR_WORKER_COUNT_MAX];     /* in a PID namespace: its number in there, and ours for it */
     uint64_t   changed[MGR__SLOT_WORDS];
 } mgr__keeper;
 
@@ -11107,6 +11204,7 @@ static const char *mgr__keeper_step_text(uint32_t step)
     case MGR__STEP_MEMORY: return "map memory";
     case MGR__STEP_PROC: return "read /proc";
     case MGR__STEP_CGROUP: return "use a cgroup";
+    case MGR__STEP_PIDNS: return "isolate by pidns: make a PID namespace with a /proc of its own";
     }
     return "start";
 }
@@ -11260,7 +11358,7 @@ static int mgr__keeper_make_group(mgr__keeper *k)
 
 static int mgr__keeper_isolate(mgr__keeper *k, mgr_isolate asked)
 {
-    int code = asked == MGR_ISOLATE_NONE ? 0 : mgr__keeper_make_group(k);
+    int code = asked == MGR_ISOLATE_NONE || asked == MGR_ISOLATE_PIDNS ? 0 : mgr__keeper_make_group(k);
     if (code == 0 || asked != MGR_ISOLATE_CGROUP) return 0;
     k->page->start_step = MGR__STEP_CGROUP;
     return code;
@@ -11273,6 +11371,15 @@ static const char *mgr__keeper_group_hint(int code)
     case EACCES: case EPERM: case EROFS:
         return " (its own cgroup must be writable: under systemd by Delegate=yes, in a container by a writable /sys/fs/cgroup; or ask for auto or none)";
     default: return " (ask for auto or none to do without)";
+    }
+}
+
+static const char *mgr__keeper_space_hint(int code)
+{
+    switch (-code) {
+    case EPERM: case EACCES: return " (it takes CAP_SYS_ADMIN, or user namespaces and a /proc that nothing hides: ask for cgroup, auto or none)";
+    case ENOSPC: case EUSERS: return " (user.max_pid_namespaces or user.max_user_namespaces allows no more: raise it, or ask for cgroup, auto or none)";
+    default: return " (this kernel has no PID namespaces, or no pidfds: ask for cgroup, auto or none)";
     }
 }
 
@@ -11310,8 +11417,8 @@ static void mgr__keeper_abort(mgr__keeper *k)
 }
 
 /* Fork guard and keeper and wait until they are in place. On failure nothing is
- * left and error_text has the reason. MGR_INVALID: an isolation that this build
- * cannot give; MGR_SYSTEM; MGR_NO_MEMORY. */
+ * left and error_text has the reason. MGR_INVALID: pidns was asked for, and is
+ * refused here; MGR_SYSTEM; MGR_NO_MEMORY. */
 static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__keeper_config *c, mgr__buf *error_text)
 {
     memset(k, 0, sizeof *k);
@@ -11320,10 +11427,6 @@ static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__k
     k->host = mgr__process_self();
     k->euid = mgr__process_euid();
     mgr__buf_init(&k->out, heap, MGR__KEEPER_QUEUE_BYTES * 2u);
-    if (c->isolate == MGR_ISOLATE_PIDNS) {
-        mgr__buf_printf(error_text, "isolate: pidns is not built into this version: ask for cgroup, which also ends whole trees, or for auto or none");
-        return MGR_INVALID;
-    }
     int code = mgr__keeper_make(k, c, false);
     if (code == -ECHILD && !c->keeper_argv) {   /* it died on its way: some memory of the host's was needed after all */
         mgr__keeper_abort(k);
@@ -11332,8 +11435,9 @@ static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__k
     if (code == 0) return MGR_OK;
     uint32_t step = k->page ? k->page->start_step : (uint32_t)MGR__STEP_MEMORY;
     mgr__buf_printf(error_text, "cannot start guard and keeper: %s: %s%s", mgr__keeper_step_text(step), strerror(-code),
-                    step == MGR__STEP_CGROUP ? mgr__keeper_group_hint(code) : "");
+                    step == MGR__STEP_CGROUP ? mgr__keeper_group_hint(code) : step == MGR__STEP_PIDNS ? mgr__keeper_space_hint(code) : "");
     mgr__keeper_abort(k);
+    if (step == MGR__STEP_PIDNS) return MGR_INVALID;
     return code == -ENOMEM ? MGR_NO_MEMORY : MGR_SYSTEM;
 }
 
@@ -11407,6 +11511,7 @@ static void mgr__keeper_spawn_head(mgr__frame_spawn *h, const mgr__spawn *s)
 
 /* Queue a start; reports on *slot follow, until mgr__keeper_free.
  * MGR_LIMIT: over MGR_SPAWN_BYTES_MAX, no slot is free, or too many commands wait.
+ * MGR_DENIED: another user or group in a namespace that has none.
  * MGR_STATE: the effective user id is not the one of mgr__keeper_open, whose
  * rights the worker would get; or the keeper is gone. */
 static mgr_result mgr__keeper_spawn(mgr__keeper *k, const mgr__spawn *s, uint32_t *slot)
@@ -11419,6 +11524,7 @@ static mgr_result mgr__keeper_spawn(mgr__keeper *k, const mgr__spawn *s, uint32_
     if (!h.argc) return MGR_INVALID;
     if (text > MGR_SPAWN_BYTES_MAX || dir > PATH_MAX) return MGR_LIMIT;
     if (k->ended || mgr__process_euid() != k->euid) return MGR_STATE;
+    if (s->set_ids && k->page->space_user && (s->uid != k->euid || s->gid != mgr__process_egid())) return MGR_DENIED;
     if (k->out.len > MGR__KEEPER_QUEUE_BYTES) return MGR_LIMIT;
     while (h.slot < MGR_WORKER_COUNT_MAX && k->used[h.slot]) h.slot++;
     if (h.slot == MGR_WORKER_COUNT_MAX) return MGR_LIMIT;
@@ -11449,6 +11555,7 @@ static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
 {
     MGR_ASSERT(slot < MGR_WORKER_COUNT_MAX && k->used[slot]);
     k->used[slot] = 0;
+    k->pids[slot].inner = 0;
     k->changed[slot / 64] &= ~((uint64_t)1 << (slot % 64));
 }
 
@@ -11510,6 +11617,23 @@ static void mgr__keeper_turn(mgr__keeper *k)
     for (size_t i = 0; i < MGR__SLOT_WORDS; i++) k->changed[i] |= __atomic_exchange_n(&k->page->changed[i], (uint64_t)0, __ATOMIC_SEQ_CST);
 }
 
+/* The number by which the host knows a worker: what users see, and may look up. */
+static pid_t mgr__keeper_outer(mgr__keeper *k, uint32_t slot, pid_t inner)
+{
+    mgr__process list[64];
+    mgr__process *all = list;
+    size_t max = MGR__COUNT(list), bytes = 0;
+    if (inner <= 0) return inner;
+    if (k->pids[slot].inner == inner && k->pids[slot].outer) return k->pids[slot].outer;
+    bytes = sizeof *all * MGR_WORKER_COUNT_MAX * 2u;
+    all = (mgr__process *)mgr__process_pages(bytes);
+    if (all) max = MGR_WORKER_COUNT_MAX * 2u;
+    k->pids[slot].inner = inner;
+    k->pids[slot].outer = mgr__process_outer(MGR__LOAD(&k->page->keeper), inner, all ? all : list, max);
+    mgr__process_unmap(all, bytes);
+    return k->pids[slot].outer;
+}
+
 /* A slot that changed since it was last reported: its latest state. */
 static bool mgr__keeper_next(mgr__keeper *k, mgr__worker_report *out)
 {
@@ -11522,7 +11646,7 @@ static bool mgr__keeper_next(mgr__keeper *k, mgr__worker_report *out)
         out->slot = i;
         out->state = (mgr__worker_state)(now & 0xff);
         out->stuck = (now >> 8 & 1) != 0;
-        out->pid = (pid_t)(now >> 32);
+        out->pid = k->page->space ? mgr__keeper_outer(k, i, (pid_t)(now >> 32)) : (pid_t)(now >> 32);
         out->status = (int)(uint32_t)result;
         out->error = (int)(uint32_t)(result >> 32);
         return true;
@@ -11558,6 +11682,7 @@ static void mgr__keeper_silence(mgr__keeper *k)
 /* What is in force, whatever was asked for. */
 static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k)
 {
+    if (k->page && k->page->space) return MGR_ISOLATE_PIDNS;
     return k->page && k->page->group[0] && !MGR__LOAD(&k->page->group_partial) ? MGR_ISOLATE_CGROUP : MGR_ISOLATE_NONE;
 }
 
@@ -11632,6 +11757,11 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
     mgr__page *page = k->page;
     int populated = -ENOENT;
     if (!k->alone_at) mgr__keeper_be_alone(k, now);
+    if (page->space && k->keeper_fd >= 0) {     /* the kernel has killed and reaped all of the namespace before it called its first process dead */
+        MGR__STORE(&page->work_dead, 1u);
+        MGR__STORE(&page->swept, 1u);
+        return MGR__KEEPER_SWEPT;
+    }
     if (page->group[0]) {
         populated = mgr__process_cgroup_populated(page->group);
         if (populated == 1) mgr__process_cgroup_kill(page->group);
@@ -11783,7 +11913,7 @@ static bool mgr__life_name_seen(uint64_t nonce)
 static bool mgr__life_group_dead(const mgr__life_record *r)
 {
     const char *name = strrchr(r->group, '/');
-    if (!r->group[0]) return true;      /* and not partial: it never started a worker */
+    if (!r->group[0]) return true;      /* and not partial: it never started a worker, or its PID namespace died with the keeper */
     if (!name || !mgr__process_cgroup_mine(name + 1)) return false;
     for (int i = 0; i < MGR__LIFE_GONE_TRIES; i++) {
         if (mgr__process_cgroup_gone(r->group, (size_t)r->view_bytes, r->view_device, r->view_inode)) return true;
@@ -11835,7 +11965,8 @@ static mgr__verdict mgr__life_prove_record(const mgr__life_record *r, const char
  * supervisor. (4) are counted by the cgroup that they are born in; the keeper writes
  * `partial` before the first one that is not, in the file that can only be read after
  * the lock was free, hence after that write. Without a group nothing is proven, unless
- * no worker was ever started.
+ * no worker was ever started; or the keeper was the first process of a PID namespace:
+ * the kernel calls it dead only when everything in there is.
  *
  * Is it that file? Name, device and inode are in the instance key, and the session's id
  * is in the file: a key that was edited by hand, or a file deleted and made anew, does

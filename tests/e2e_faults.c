@@ -326,6 +326,19 @@ E2E(all_killed_and_back_on_its_host_with_a_cgroup)
     CHECK_INT(e2e_stop(&back), 0);
 }
 
+E2E(all_killed_and_back_on_its_host_in_a_pid_namespace)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    e2e_instance back;
+    int64_t from;
+    if (geteuid() != 0) SKIP("a PID namespace without privileges is tested in test_keeper");
+    if (!killed_and_back(agent, "space", "pidns", &back, &from)) { CHECK(!"settled"); return; }
+    CHECK(e2e_wait_settled(agent, "space", 1, 4, &view, 30000));
+    CHECK(e2e_wait_said(&back, "certified that all work of the former life", 1000));
+    CHECK(e2e_gaps("space", from, "the same in a PID namespace") < E2E_DELAY_MS / 2);
+    CHECK_INT(e2e_stop(&back), 0);
+}
+
 E2E(all_killed_and_back_on_its_host_without_proof)
 {
     e2e_agent *agent = e2e_shared_agent();
@@ -488,6 +501,7 @@ static int run(int argc, char **argv)
     RUN(agent_stopped_and_continued);
     RUN(manager_keeper_and_guard_killed);
     RUN(all_killed_and_back_on_its_host_with_a_cgroup);
+    RUN(all_killed_and_back_on_its_host_in_a_pid_namespace);
     RUN(all_killed_and_back_on_its_host_without_proof);
     RUN(wall_clock_jumps);
     return test__end();

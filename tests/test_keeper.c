@@ -348,12 +348,6 @@ TEST(limits_are_refused_by_name)
     CHECK_INT(mgr__keeper_spawn(&keeper, &s, &slot), MGR_INVALID);
     free(big);
     end_keeper();
-    mgr__buf text;
-    mgr__buf_init(&text, &heap, 4096);
-    c.isolate = MGR_ISOLATE_PIDNS;
-    CHECK_INT(mgr__keeper_open(&keeper, &heap, &c, &text), MGR_INVALID);
-    CHECK(strstr(mgr__buf_cstr(&text), "pidns") != NULL);
-    mgr__buf_free(&text);
 }
 
 TEST(no_lease_no_work_but_agents)
@@ -2028,6 +2022,150 @@ TEST(the_same_in_a_cgroup)
     isolate_by = MGR_ISOLATE_NONE;
 }
 
+/* ---- a PID namespace ---- */
+
+/* In a process of its own, for what it changes cannot be taken back. Its exit status. */
+static int in_a_child(int (*what)(void))
+{
+    int status = -1;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) _exit(what());
+    if (waitpid(pid, &status, 0) != pid) return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int open_a_space(void)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    c.isolate = MGR_ISOLATE_PIDNS;
+    if (!open_keeper(&c)) return 1;
+    end_keeper();
+    return 0;
+}
+
+#define NEED_SPACE() do { if (in_a_child(open_a_space) != 0) SKIP("PID namespaces are refused here"); } while (0)
+
+TEST(the_same_in_a_pid_namespace)
+{
+    NEED_SPACE();
+    isolate_by = MGR_ISOLATE_PIDNS;
+    exit_status_is_reported();
+    failed_exec_is_named();
+    worker_starts_clean();
+    stop_is_polite_then_certain();
+    daemons_are_swept_before_empty();
+    manager_killed_words_in_order_after_the_work();
+    manager_killed_daemons_too();
+    manager_frozen_lease_ends_the_work();
+    manager_and_keeper_frozen_guard_ends_the_work();
+    in_process_work_is_certified_by_the_hosts_death_only();
+    overrun_kills_the_host_if_asked();
+    keeper_killed_guard_sweeps();
+    guard_killed_keeper_ends_and_certifies();
+    both_frozen_are_replaced();
+    keeper_as_a_command_of_its_own();
+    isolate_by = MGR_ISOLATE_NONE;
+}
+
+/* Users see the host's numbers; a daemon without a name, in no group, dies all the same. */
+TEST(guard_and_keeper_killed_namespace_is_ended_and_proven)
+{
+    NEED_SPACE();
+    mgr__process worker, shell;
+    isolate_by = MGR_ISOLATE_PIDNS;
+    mgr__keeper_config c = config_of(8000, 300);
+    if (!open_keeper(&c)) { CHECK(false); isolate_by = MGR_ISOLATE_NONE; return; }
+    lease_for(8000);
+    CHECK_INT(mgr__keeper_isolation(&keeper), MGR_ISOLATE_PIDNS);
+    uint32_t slot = start("nameless-stay", scratch("x"));
+    CHECK(wait_locked(scratch("x"), true));
+    CHECK(wait_state(slot, MGR__WORKER_RUNNING));
+    CHECK(mgr__process_stat(last[slot].pid, &worker) && worker.parent == keeper.page->keeper);
+    CHECK(last[slot].pid != (pid_t)(MGR__LOAD(&keeper.page->slots[slot].now) >> 32));
+    CHECK(mgr__process_stat(keeper.page->keeper, &shell) && shell.parent == keeper.page->guard);
+    kill_both();
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(scratch("x")));
+    mgr__keeper_close(&keeper);
+    reap(0);
+    isolate_by = MGR_ISOLATE_NONE;
+}
+
+TEST(death_of_a_life_in_a_pid_namespace_is_proven)
+{
+    NEED_SPACE();
+    life l;
+    const char *why = "";
+    if (!life_make(&l, "aa1")) { CHECK(!"a life file"); return; }
+    trio t = living(&l, MGR_ISOLATE_PIDNS, "nameless-stay");
+    kill(t.guard, SIGSTOP);
+    kill_one(t.manager);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
+    kill_three(t);
+    CHECK_INT(prove(&l, &why), MGR__VERDICT_DEAD);
+    CHECK(!locked(scratch("x")));
+    unlink(l.path);
+}
+
+/* Without rights of its own: by a user namespace, in which nobody else can be named. */
+static int unprivileged(void)
+{
+    mgr__spawn s;
+    uint32_t slot;
+    const char *argv[] = { "/bin/sh", "-c", "test $(id -u) = 65534 && test -d /proc/$$ && test ! -d /proc/999999", NULL }, *env[] = { "PATH=/bin:/usr/bin", NULL };
+    if (setgroups(0, NULL) < 0 || setgid(65534) < 0 || setuid(65534) < 0) return 2;
+    prctl(PR_SET_DUMPABLE, 1ul, 0ul, 0ul, 0ul);
+    mgr__keeper_config c = config_of(8000, 300);
+    c.isolate = MGR_ISOLATE_PIDNS;
+    if (!open_keeper(&c)) return 77;
+    if (!keeper.page->space_user) return 3;
+    lease_for(8000);
+    memset(&s, 0, sizeof s);
+    s.argv = argv;
+    s.env = env;
+    s.set_ids = true;
+    s.uid = 12345;
+    s.gid = 65534;
+    if (mgr__keeper_spawn(&keeper, &s, &slot) != MGR_DENIED) return 4;
+    s.uid = 65534;
+    if (mgr__keeper_spawn(&keeper, &s, &slot) != MGR_OK) return 5;
+    if (!wait_state(slot, MGR__WORKER_EMPTY)) return 6;
+    if (last[slot].status != 0) return 7;
+    end_keeper();
+    return 0;
+}
+
+TEST(pid_namespace_without_privileges)
+{
+    if (geteuid() != 0) SKIP("only root can become somebody without rights");
+    int code = in_a_child(unprivileged);
+    if (code == 77) SKIP("user namespaces are refused here");
+    CHECK_INT(code, 0);
+}
+
+static int where_none_are_left(void)
+{
+    mgr__buf text;
+    mgr__keeper_config c = config_of(8000, 300);
+    c.isolate = MGR_ISOLATE_PIDNS;
+    if (unshare(CLONE_NEWUSER) < 0 || mgr__process_map_ids(0, 0) < 0) return 77;
+    if (mgr__process_file_put("/proc/sys/user/max_pid_namespaces", "0", 1) < 0) return 77;
+    heap = mgr__heap_make(NULL);
+    mgr__buf_init(&text, &heap, 4096);
+    if (mgr__keeper_open(&keeper, &heap, &c, &text) != MGR_INVALID) return 1;
+    if (!strstr(mgr__buf_cstr(&text), "isolate by pidns") || !strstr(mgr__buf_cstr(&text), "max_pid_namespaces")) return 2;
+    mgr__process all[8];
+    return mgr__process_list(getpid(), all, 8) == 0 ? 0 : 3;
+}
+
+TEST(pid_namespace_that_is_refused_is_named)
+{
+    int code = in_a_child(where_none_are_left);
+    if (code == 77) SKIP("user namespaces are refused here");
+    CHECK_INT(code, 0);
+}
+
 TEST(nothing_is_left)
 {
     int64_t until = mgr__process_now_ms() + PATIENCE_MS;
@@ -2122,6 +2260,11 @@ int main(int argc, char **argv)
     RUN(stuck_worker_keeps_the_session_of_a_dead_manager);
     RUN(stuck_worker_keeps_the_session_of_a_frozen_manager);
     RUN(the_same_in_a_cgroup);
+    RUN(the_same_in_a_pid_namespace);
+    RUN(guard_and_keeper_killed_namespace_is_ended_and_proven);
+    RUN(death_of_a_life_in_a_pid_namespace_is_proven);
+    RUN(pid_namespace_without_privileges);
+    RUN(pid_namespace_that_is_refused_is_named);
     RUN(nothing_is_left);
     leave_own_group();
     remove_scratch();
