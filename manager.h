@@ -839,6 +839,17 @@ MGRAPI mgr_result mgr_rush_map_refusing(const char *const *partitions, size_t pa
                                         uint32_t *owners);
 MGRAPI size_t mgr_rush_map_bytes(size_t partition_count, size_t member_count, uint32_t replicas);
 
+/* By slots: members are numbered from 1, new ones by the lowest number that is free.
+ * Even to within one as well, and a join or leave moves exactly as little as it can
+ * while no number below the highest is missing; but one partition more or less moves
+ * many others. One owner a partition. Needs mgr_rush_slots_bytes of memory.
+ * MGR_INVALID: duplicate or empty names, weights that are neither equal nor 0, a slot
+ * that is 0 or given twice; MGR_LIMIT: a slot over 65536 too; MGR_NO_MEMORY. */
+MGRAPI mgr_result mgr_rush_slots(const char *const *partitions, size_t partition_count,
+                                 const mgr_member *members, const uint32_t *slots, size_t member_count,
+                                 const mgr_refusal *refused, size_t refused_count, uint32_t *owners);
+MGRAPI size_t mgr_rush_slots_bytes(size_t partition_count, size_t member_count, uint32_t slot_max);
+
 /* RUSH_R (Honicky & Miller, IPDPS 2004) for one object, where the objects are
  * too many to list: sub-clusters in the order they were added. servers receives
  * `replicas` distinct indices in 0 .. sum of server_count - 1. */
@@ -2283,7 +2294,8 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
 
 /* ============================================================================
  * [rush] Placement: which instance a partition belongs to
- * what:  RUSH with exact quotas (mgr_rush_map) and RUSH_R (mgr_rush_locate);
+ * what:  RUSH with exact quotas (mgr_rush_map), the same by slots
+ *        (mgr_rush_slots) and RUSH_R (mgr_rush_locate);
  *        pure, integers only: every CPU and compiler gets the same map
  * owns:  mgr__rush, for the time of one call
  * calls: [base]
@@ -2327,13 +2339,41 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   E(0) = 0, E(1) = 6, E(12345678) = 1828330297, E(80000000) = 2^34,
  *   E(deadbeef) = 50536809573, E(ffffffff) = 2^39
  *   quota(7), weights 3 2 1: 4 2 1
- *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a a b a b g */
+ *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a a b a b g
+ *
+ * By slots. Instances are numbered from 1, each number is one instance's, new ones
+ * take the lowest free number, and an instance without weight counts as an empty
+ * slot; M is the highest slot of one with weight. One owner a partition, equal
+ * weights. Ids do not enter. P partitions, n instances with weight.
+ *
+ *   share(j, s) = floor(P / j), and one more if s <= P mod j
+ *   base        = all partitions are slot 1's; then for j = 2 .. M each older slot s
+ *                 hands j those of its partitions with the smallest draws
+ *                 (draw(h, mix64(j)), then the earlier partition), so many that
+ *                 share(j, s) are left
+ *   The rest is a map as above: one replica, the order of instances that of their
+ *   slots, weights 1, with one difference: a partition would rather have its base
+ *   owner than any other, and that instance would rather have it than any partition
+ *   that is not of its base. All other keys are draw(h ^ 5851f42d4c957f2d, mix64(s)).
+ *   Of several stable matchings it is the one that suits the partitions best.
+ *
+ * So with slots 1 .. M all taken and nothing refused the base is the map, and a
+ * join moves the P / (M + 1) partitions that it must. Whoever leaves, one or
+ * several, only what they had moves, for nobody else has more in his base than in
+ * his share. With slots empty already the shares of the others may have to change:
+ * then a little more moves. A refused pair and an empty slot are the same thing:
+ * partitions that cannot have their base owner.
+ *
+ *   mix64(1) = 910a2dec89025cc1, mix64(2) = 975835de1c9756ce
+ *   "0" .. "8" to slots 1 2 3: 1 3 2 2 1 3 2 3 1; without slot 2: 1 3 3 1 1 3 1 3 1;
+ *   with slot 4 besides: 1 3 2 4 1 3 2 4 1 */
 
 #if MGR_PARTITION_COUNT_MAX > 0x1000000 || MGR_MEMBER_COUNT_MAX > 0x10000
 #error "manager.h: [rush] computes in 64 bits: at most 2^24 partitions and 2^16 members"
 #endif
 
-enum { MGR__RUSH_WEIGHT_MAX = 65535 };
+enum { MGR__RUSH_WEIGHT_MAX = 65535, MGR__RUSH_SLOT_MAX = 65536 };
+#define MGR__RUSH_SLOT_SALT 0x5851f42d4c957f2du
 #define MGR__RUSH_NONE 0xffffffffu       /* no instance, no group */
 #define MGR__RUSH_FREE UINT64_MAX        /* the bar of an instance with a free seat: everything is better */
 
@@ -2535,8 +2575,20 @@ typedef struct mgr__rush_input {
     uint32_t           replicas;
     const mgr_refusal *refused;
     size_t             refused_count;
+    const uint32_t    *slots;           /* by slots: each member's; else NULL */
     uint32_t          *owners;
 } mgr__rush_input;
+
+/* By slots: who has what when nobody is away, see mgr__rush_replay. A slot's
+ * partitions stand together in `part`, with the halves of their hashes beside, so
+ * that a kernel can go over them. What a slot loses leaves a hole behind it. */
+typedef struct mgr__rush_lists {
+    mgr__rush_lanes lanes;  /* of the slot at hand: pieces of lo and hi */
+    uint32_t *lo, *hi, *part;
+    uint32_t *place;        /* of each partition in them */
+    uint32_t *start, *count;    /* by slot - 1 */
+    size_t    slots, used, room;
+} mgr__rush_lists;
 
 /* Partitions and instances are numbered in canonical order, except where a
  * comment says "the caller's". An entry is draw << 32 | partition: within one
@@ -2546,6 +2598,7 @@ typedef struct mgr__rush {
     char     *block;            /* all arrays are parts of it; NULL while only measuring */
     size_t    used;
     bool      equal, avx2;
+    uint64_t  salt;             /* by slots: what keys are drawn with, see the specification */
     uint32_t  replica, group, group_count;
     uint64_t  bound;            /* unequal weights: keys up to here lie within `near` */
     uint64_t  stamp_now;
@@ -2558,6 +2611,9 @@ typedef struct mgr__rush {
     uint32_t *stack;
     uint32_t *refused_from;     /* by the caller's index: a slice of refused, instances */
     uint32_t *refused;
+    uint32_t *base;             /* by slots: the instance that has the partition when nobody is away; else NULL */
+    uint32_t *at_slot;          /* by slot - 1: the instance */
+    mgr__rush_lists lists;
 
     mgr__rush_lanes lanes;
     uint64_t *bar;              /* an entry must be below it to get a seat; 0: closed */
@@ -2585,8 +2641,28 @@ static void *mgr__rush_carve(mgr__rush *rush, size_t count, size_t item_bytes)
 static uint64_t *mgr__rush_carve64(mgr__rush *rush, size_t count) { return (uint64_t *)mgr__rush_carve(rush, count, 8); }
 static uint32_t *mgr__rush_carve32(mgr__rush *rush, size_t count) { return (uint32_t *)mgr__rush_carve(rush, count, 4); }
 
-/* The one place that knows what is needed: called without a block it measures. */
-static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members, size_t refused)
+/* Two lists' room: what has been left behind is closed up only when it is used up.
+ * The kernel reads up to a block beyond the last. */
+static void mgr__rush_layout_lists(mgr__rush *rush, size_t partitions, size_t slots)
+{
+    mgr__rush_lists *lists = &rush->lists;
+    size_t scan = partitions + MGR__RUSH_LANES;
+    lists->slots = slots;
+    lists->room = 2 * partitions;
+    uint32_t **pieces[] = { &lists->lo, &lists->hi, &lists->part };
+    for (size_t i = 0; i < MGR__COUNT(pieces); i++) *pieces[i] = mgr__rush_carve32(rush, lists->room + MGR__RUSH_LANES);
+    lists->place = mgr__rush_carve32(rush, partitions);
+    lists->start = mgr__rush_carve32(rush, slots);
+    lists->count = mgr__rush_carve32(rush, slots);
+    lists->lanes.limit = mgr__rush_carve32(rush, scan);
+    lists->lanes.row = mgr__rush_carve32(rush, scan);
+    lists->lanes.blocks = mgr__rush_carve32(rush, scan / MGR__RUSH_LANES + 1);
+    rush->at_slot = mgr__rush_carve32(rush, slots);
+    rush->base = mgr__rush_carve32(rush, partitions);
+}
+
+/* The one place that knows what is needed: called without a block it measures. slots: 0 without. */
+static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members, size_t refused, size_t slots)
 {
     size_t lanes = (members + MGR__RUSH_LANES - 1) / MGR__RUSH_LANES * MGR__RUSH_LANES;
     rush->used = 0;
@@ -2608,6 +2684,7 @@ static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members,
     for (size_t i = 0; i < MGR__COUNT(wide); i++) *wide[i] = mgr__rush_carve64(rush, lanes);
     for (size_t i = 0; i < MGR__COUNT(narrow); i++) *narrow[i] = mgr__rush_carve32(rush, lanes);
     rush->dead = (uint8_t *)mgr__rush_carve(rush, lanes, 1);
+    if (slots) mgr__rush_layout_lists(rush, partitions, slots);
 }
 
 /* ---- heaps of entries, the largest on top ---- */
@@ -2755,6 +2832,44 @@ static mgr_result mgr__rush_order_members(mgr__rush *rush)
     return MGR_OK;
 }
 
+/* By slots: the highest slot of a member with weight; 0 if there is none. */
+static size_t mgr__rush_slots_max(const mgr__rush_input *in)
+{
+    uint32_t highest = 0;
+    for (size_t i = 0; in->slots && i < in->member_count; i++)
+        if (mgr__rush_weight(in, i) && in->slots[i] > highest) highest = in->slots[i];
+    return highest;
+}
+
+/* By slots: their order is the canonical one; members without weight come last.
+ * MGR_INVALID: two of one slot. */
+static mgr_result mgr__rush_order_slots(mgr__rush *rush)
+{
+    const mgr__rush_input *in = rush->in;
+    uint32_t next = 0;
+    for (size_t s = 0; s < rush->lists.slots; s++) rush->at_slot[s] = MGR__RUSH_NONE;
+    for (uint32_t i = 0; i < in->member_count; i++) {
+        if (!mgr__rush_weight(in, i)) continue;
+        uint32_t *at = rush->at_slot + (in->slots[i] - 1);
+        if (*at != MGR__RUSH_NONE) return MGR_INVALID;
+        *at = i;
+    }
+    for (size_t s = 0; s < rush->lists.slots; s++) {
+        if (rush->at_slot[s] == MGR__RUSH_NONE) continue;
+        uint64_t g = mgr__mix64(s + 1);
+        rush->lanes.lo[next] = mgr__rush_fold(g);
+        rush->lanes.hi[next] = (uint32_t)(g >> 32);
+        rush->weight[next] = 1;
+        rush->scale[next] = 0x1ffffffu;
+        rush->member_at[next] = rush->at_slot[s];
+        rush->at_slot[s] = next++;
+    }
+    for (uint32_t i = 0; i < in->member_count; i++) if (!mgr__rush_weight(in, i)) rush->member_at[next++] = i;
+    for (uint32_t i = 0; i < next; i++) rush->rank[rush->member_at[i]] = i;
+    rush->equal = true;
+    return MGR_OK;
+}
+
 /* Sort the refused pairs into one slice for each partition. */
 static void mgr__rush_refusals(mgr__rush *rush)
 {
@@ -2896,13 +3011,16 @@ static uint64_t mgr__rush_kernel_best(const mgr__rush *rush, uint64_t h)
     return mgr__rush_best_plain(&rush->lanes, h);
 }
 
-static size_t mgr__rush_kernel_near(const mgr__rush *rush, uint64_t h)
+static size_t mgr__rush_lanes_near(const mgr__rush_lanes *lanes, bool avx2, uint64_t h)
 {
 #ifdef MGR__RUSH_AVX2
-    if (rush->avx2) return mgr__rush_near_avx2(&rush->lanes, h);
+    if (avx2) return mgr__rush_near_avx2(lanes, h);
 #endif
-    return mgr__rush_near_plain(&rush->lanes, h);
+    (void)avx2;
+    return mgr__rush_near_plain(lanes, h);
 }
+
+static size_t mgr__rush_kernel_near(const mgr__rush *rush, uint64_t h) { return mgr__rush_lanes_near(&rush->lanes, rush->avx2, h); }
 
 /* The best instance for x among those that would take it, with its entry; by
  * looking at every draw in the row. */
@@ -2927,11 +3045,11 @@ static uint32_t mgr__rush_best_slowly(const mgr__rush *rush, uint32_t x, uint64_
 
 static uint32_t mgr__rush_best_equal(const mgr__rush *rush, uint32_t x, uint64_t *entry)
 {
-    uint64_t found = mgr__rush_kernel_best(rush, rush->hash[x]);
+    uint64_t h = rush->hash[x] ^ rush->salt, found = mgr__rush_kernel_best(rush, h);
     *entry = (found & 0xffffffff00000000u) | x;
     if (found != UINT64_MAX && *entry < rush->bar[(uint32_t)found]) return (uint32_t)found;
     /* None, or only one at a limit: its partition, or the largest draw of all. */
-    mgr__rush_kernel_near(rush, rush->hash[x]);
+    mgr__rush_kernel_near(rush, h);
     return mgr__rush_best_slowly(rush, x, entry);
 }
 
@@ -2962,7 +3080,10 @@ static uint32_t mgr__rush_best(mgr__rush *rush, uint32_t x, uint64_t *entry)
     uint32_t excluded = mgr__rush_excluded_count(rush, x), i;
     for (uint32_t n = 0; n < excluded; n++)
         if ((i = mgr__rush_excluded(rush, x, n)) != MGR__RUSH_NONE) mgr__rush_close(rush, i);
-    uint32_t best = rush->equal ? mgr__rush_best_equal(rush, x, entry) : mgr__rush_best_weighted(rush, x, entry);
+    uint32_t base = rush->base ? rush->base[x] : MGR__RUSH_NONE, best;
+    *entry = x;     /* at its base owner: as if the draw were 0 */
+    if (base != MGR__RUSH_NONE && *entry < rush->bar[base]) best = base;
+    else best = rush->equal ? mgr__rush_best_equal(rush, x, entry) : mgr__rush_best_weighted(rush, x, entry);
     for (uint32_t n = 0; n < excluded; n++)
         if ((i = mgr__rush_excluded(rush, x, n)) != MGR__RUSH_NONE) mgr__rush_gate(rush, i);
     return best;
@@ -3079,6 +3200,114 @@ static bool mgr__rush_chains(mgr__rush *rush)
     return all;
 }
 
+/* ---- by slots: the base ---- */
+
+/* Close up the holes: slots stand in their order, so that each moves forward. */
+static void mgr__rush_lists_pack(mgr__rush_lists *lists, size_t slots)
+{
+    size_t to = 0;
+    for (size_t s = 0; s < slots; s++) {
+        size_t from = lists->start[s], count = lists->count[s];
+        memmove(lists->lo + to, lists->lo + from, count * sizeof *lists->lo);
+        memmove(lists->hi + to, lists->hi + from, count * sizeof *lists->hi);
+        memmove(lists->part + to, lists->part + from, count * sizeof *lists->part);
+        lists->start[s] = (uint32_t)to;
+        for (size_t end = to + count; to < end; to++) lists->place[lists->part[to]] = (uint32_t)to;
+    }
+    lists->used = to;
+}
+
+static void mgr__rush_lists_put(mgr__rush_lists *lists, size_t to, size_t from)
+{
+    lists->lo[to] = lists->lo[from];
+    lists->hi[to] = lists->hi[from];
+    lists->part[to] = lists->part[from];
+    lists->place[lists->part[to]] = (uint32_t)to;
+}
+
+/* From slot s to the one that is being made, at the end; the last of s fills the hole. */
+static void mgr__rush_lists_move(mgr__rush_lists *lists, uint32_t x, size_t s)
+{
+    size_t at = lists->place[x], last = lists->start[s] + --lists->count[s];
+    mgr__rush_lists_put(lists, lists->used++, at);
+    if (at != last) mgr__rush_lists_put(lists, at, last);
+}
+
+/* Of slot s the `wanted` partitions with the smallest draws, as entries in rush->held.
+ * The limit lets a few more than those through, as a rule: then the rest need not be
+ * looked at. */
+static void mgr__rush_lists_pick(mgr__rush *rush, uint64_t g, size_t s, uint32_t limit, size_t wanted)
+{
+    mgr__rush_lists *lists = &rush->lists;
+    const uint32_t *part = lists->part + lists->start[s];
+    uint64_t *heap = rush->held;
+    size_t count = lists->count[s], found = 0;
+    lists->lanes.lo = lists->lo + lists->start[s];
+    lists->lanes.hi = lists->hi + lists->start[s];
+    lists->lanes.count = (count + MGR__RUSH_LANES - 1) / MGR__RUSH_LANES * MGR__RUSH_LANES;
+    size_t blocks = mgr__rush_lanes_near(&lists->lanes, rush->avx2, g);
+    for (int pass = 0; pass < 2 && found < wanted; pass++, limit = UINT32_MAX) {
+        found = 0;
+        for (size_t b = 0; b < (pass ? lists->lanes.count / MGR__RUSH_LANES : blocks); b++) {
+            size_t n = pass ? b * MGR__RUSH_LANES : lists->lanes.blocks[b], end = n + MGR__RUSH_LANES < count ? n + MGR__RUSH_LANES : count;
+            for (; n < end; n++) {
+                uint32_t v = lists->lanes.row[n] ^ MGR__RUSH_BIAS;
+                uint64_t entry = (uint64_t)v << 32 | part[n];
+                if (v > limit) continue;
+                if (found < wanted) {
+                    heap[found++] = entry;
+                    if (found == wanted) mgr__rush_heapify(heap, found);
+                } else if (entry < heap[0]) {
+                    heap[0] = entry;
+                    mgr__rush_sift(heap, found, 0);
+                }
+            }
+        }
+    }
+}
+
+static size_t mgr__rush_slot_share(size_t partitions, size_t slots, size_t s) { return partitions / slots + (s < partitions % slots); }
+
+/* Slot j + 1 joins: what each older one has above its share goes there. */
+static void mgr__rush_lists_join(mgr__rush *rush, size_t j)
+{
+    mgr__rush_lists *lists = &rush->lists;
+    size_t parts = rush->in->partition_count, fewest = parts / j, gives = fewest + 1 - parts / (j + 1);
+    size_t expected = gives + gives / 2 + 4;    /* draws within the limit */
+    uint64_t g = mgr__mix64(j + 1);
+    uint32_t limit = expected < fewest ? (uint32_t)(((uint64_t)1 << 32) / fewest * expected) : UINT32_MAX;
+    for (size_t n = 0; n < fewest + 1 + MGR__RUSH_LANES && n < parts + MGR__RUSH_LANES; n++) lists->lanes.limit[n] = limit ^ MGR__RUSH_BIAS;
+    if (lists->used + parts / (j + 1) > lists->room) mgr__rush_lists_pack(lists, j);
+    lists->start[j] = (uint32_t)lists->used;
+    for (size_t s = 0; s < j; s++) {
+        size_t wanted = lists->count[s] - mgr__rush_slot_share(parts, j + 1, s);
+        if (!wanted) continue;
+        mgr__rush_lists_pick(rush, g, s, limit, wanted);
+        for (size_t n = 0; n < wanted; n++) mgr__rush_lists_move(lists, (uint32_t)rush->held[n], s);
+    }
+    lists->count[j] = (uint32_t)lists->used - lists->start[j];
+}
+
+/* Everything joins again, in the order of the slots. After as many slots as there
+ * are partitions nothing is left to hand over; before, a slot that hands over one
+ * is looked at whole, so that all of it costs no more than 2 P^1.5 draws. */
+static void mgr__rush_replay(mgr__rush *rush)
+{
+    mgr__rush_lists *lists = &rush->lists;
+    size_t parts = rush->in->partition_count;
+    for (uint32_t x = 0; x < parts; x++) {
+        lists->lo[x] = mgr__rush_fold(rush->hash[x]);
+        lists->hi[x] = (uint32_t)(rush->hash[x] >> 32);
+        lists->part[x] = lists->place[x] = x;
+    }
+    lists->count[0] = (uint32_t)parts;
+    lists->used = parts;
+    for (size_t j = 1; j < lists->slots && j < parts; j++) mgr__rush_lists_join(rush, j);
+    for (size_t s = 0; s < lists->slots; s++)
+        for (size_t n = 0; n < lists->count[s]; n++) rush->base[lists->part[lists->start[s] + n]] = rush->at_slot[s];
+    rush->salt = MGR__RUSH_SLOT_SALT;
+}
+
 /* ---- the map ---- */
 
 /* The instances that are too few become a group of their own. */
@@ -3140,6 +3369,9 @@ static mgr_result mgr__rush_check(const mgr__rush_input *in)
     if (!in->replicas) return MGR_INVALID;
     for (size_t i = 0; i < in->member_count; i++)
         if (mgr__rush_weight(in, i) > MGR__RUSH_WEIGHT_MAX) return MGR_LIMIT;
+    if (in->slots && mgr__rush_slots_max(in) > MGR__RUSH_SLOT_MAX) return MGR_LIMIT;
+    for (size_t i = 0; in->slots && i < in->member_count; i++)
+        if (mgr__rush_weight(in, i) && !in->slots[i]) return MGR_INVALID;
     for (size_t n = 0; n < in->refused_count; n++)
         if (in->refused[n].partition >= in->partition_count || in->refused[n].member >= in->member_count) return MGR_INVALID;
     return MGR_OK;
@@ -3152,16 +3384,18 @@ static mgr_result mgr__rush_run(mgr__heap *heap, const mgr__rush_input *in)
     if (result != MGR_OK) return result;
     memset(&rush, 0, sizeof rush);
     rush.in = in;
-    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count);
+    size_t slots = mgr__rush_slots_max(in);
+    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count, slots);
     char *block = rush.block = (char *)mgr__alloc(heap, rush.used);
     if (!block) return MGR_NO_MEMORY;
-    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count);
+    mgr__rush_layout(&rush, in->partition_count, in->member_count, in->refused_count, slots);
 #ifdef MGR__RUSH_AVX2
     rush.avx2 = __builtin_cpu_supports("avx2") != 0;
 #endif
     result = mgr__rush_order_partitions(&rush);
-    if (result == MGR_OK) result = mgr__rush_order_members(&rush);
+    if (result == MGR_OK) result = in->slots ? mgr__rush_order_slots(&rush) : mgr__rush_order_members(&rush);
     if (result == MGR_OK) {
+        if (slots) mgr__rush_replay(&rush);
         for (size_t i = 0; i < rush.lanes.count; i++) mgr__rush_close(&rush, (uint32_t)i);
         mgr__rush_refusals(&rush);
         for (; rush.replica < in->replicas; rush.replica++) mgr__rush_replica(&rush);
@@ -3170,14 +3404,16 @@ static mgr_result mgr__rush_run(mgr__heap *heap, const mgr__rush_input *in)
     return result;
 }
 
-/* What [cluster] calls. The views need not be terminated; nothing is kept. */
+/* What [cluster] calls. The views need not be terminated; nothing is kept.
+ * slots: the policy of that name, and weights count only as none or one; NULL: rush. */
 static mgr_result mgr__rush_map(mgr__heap *heap, const mgr__str *partitions, size_t partition_count,
                                 const mgr__str *ids, const uint32_t *weights, size_t member_count,
                                 uint32_t replicas, const mgr_refusal *refused, size_t refused_count,
-                                uint32_t *owners)
+                                const uint32_t *slots, uint32_t *owners)
 {
     mgr__rush_input in;
     memset(&in, 0, sizeof in);
+    in.slots = slots;
     in.partitions.views = partitions;
     in.ids.views = ids;
     in.weights = weights;
@@ -3233,7 +3469,44 @@ MGRAPI size_t mgr_rush_map_bytes(size_t partition_count, size_t member_count, ui
     mgr__rush rush;
     (void)replicas;
     memset(&rush, 0, sizeof rush);
-    mgr__rush_layout(&rush, partition_count, member_count, 0);
+    mgr__rush_layout(&rush, partition_count, member_count, 0, 0);
+    return rush.used + MGR__HEAP_PREFIX;
+}
+
+/* Ids and `joined` do not enter, and the slot of a member without weight is not
+ * looked at. Where nobody has weight everything is nobody's. */
+MGRAPI mgr_result mgr_rush_slots(const char *const *partitions, size_t partition_count,
+                                 const mgr_member *members, const uint32_t *slots, size_t member_count,
+                                 const mgr_refusal *refused, size_t refused_count, uint32_t *owners)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__rush_input in;
+    uint32_t common = 0;
+    if ((partition_count && (!partitions || !owners)) || (member_count && (!members || !slots)) || (refused_count && !refused))
+        return MGR_INVALID;
+    for (size_t i = 0; i < member_count; i++) {
+        if (!members[i].weight) continue;
+        if (common && members[i].weight != common) return MGR_INVALID;
+        common = members[i].weight;
+    }
+    memset(&in, 0, sizeof in);
+    in.partitions.texts = partitions;
+    in.ids.members = members;
+    in.slots = member_count ? slots : &common;     /* any but NULL */
+    in.partition_count = partition_count;
+    in.member_count = member_count;
+    in.replicas = 1;
+    in.refused = refused;
+    in.refused_count = refused_count;
+    in.owners = owners;
+    return mgr__rush_run(&heap, &in);
+}
+
+MGRAPI size_t mgr_rush_slots_bytes(size_t partition_count, size_t member_count, uint32_t slot_max)
+{
+    mgr__rush rush;
+    memset(&rush, 0, sizeof rush);
+    mgr__rush_layout(&rush, partition_count, member_count, 0, slot_max);
     return rush.used + MGR__HEAP_PREFIX;
 }
 
@@ -4018,7 +4291,7 @@ static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap,
         weights[count] = mgr__member_drains(m) ? 0 : (uint32_t)m->weight;
         which[count++] = (uint32_t)i;
     }
-    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, owners);
+    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, NULL, owners);
     for (size_t i = 0; result == MGR_OK && i < set->count; i++)
         if (owners[i] != MGR_RUSH_NOBODY) owners[i] = which[owners[i]];
     mgr__arena_free(&arena);

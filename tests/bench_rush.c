@@ -12,6 +12,9 @@
  *           ones who left had, or the one who joined has
  * time      for the whole map, divided by rendezvous', both the best of several, in turn
  *
+ * "manager.h slots" is the policy of that name, while every slot is taken; with one
+ * empty its figures stand in a table of their own, below the others.
+ *
  * Exit 1 if [rush] is not even to within one partition, not within one of a
  * weighted quota, or moves more than the limits at the end of this file. */
 #define MANAGER_IMPLEMENTATION
@@ -20,7 +23,7 @@
 #include <stdio.h>
 #include <time.h>
 
-enum { OURS, RUSH_R, RENDEZVOUS, RING, BOUNDED, JUMP, MAGLEV, ALGORITHM_COUNT };
+enum { OURS, SLOTS, RUSH_R, RENDEZVOUS, RING, BOUNDED, JUMP, MAGLEV, ALGORITHM_COUNT };
 enum { JOIN, LEAVE_LAST, LEAVE_MIDDLE, LEAVE_TENTH, EVENT_COUNT };
 enum { PARTS_MAX = 65536, SLOTS_MAX = 1001, NAME_BYTES = 24, WEIGHT_MAX = 10 };
 enum { VIRTUAL_NODES = 100, POINTS_MAX = SLOTS_MAX * (VIRTUAL_NODES + 1) };     /* 1 for rounding, with weights */
@@ -109,6 +112,14 @@ static void must(mgr_result result)
 static void map_ours(world *w, uint32_t *owner)
 {
     must(mgr_rush_map(w->names, w->parts, w->members, w->live_count, 1, owner));
+    for (size_t x = 0; x < w->parts; x++) owner[x] = w->order[owner[x]];
+}
+
+/* An instance's slot is its place in the order of joining, as in a world. */
+static void map_slots(world *w, uint32_t *owner)
+{
+    for (size_t i = 0; i < w->live_count; i++) w->load[i] = w->order[i] + 1;
+    must(mgr_rush_slots(w->names, w->parts, w->members, w->load, w->live_count, NULL, 0, owner));
     for (size_t x = 0; x < w->parts; x++) owner[x] = w->order[owner[x]];
 }
 
@@ -262,6 +273,7 @@ typedef struct algorithm {
 
 static const algorithm algorithms[ALGORITHM_COUNT] = {
     { "manager.h",        "#c1121f", map_ours,       map_ours },
+    { "manager.h slots",  "#e76f51", map_slots,      NULL },
     { "RUSH_R",           "#8c4fb3", map_rush_r,     map_rush_r },
     { "rendezvous",       "#0b6fb8", map_rendezvous, map_rendezvous_weighted },
     { "ring, 100 nodes",  "#2a8a3e", map_ring,       map_ring },
@@ -367,7 +379,9 @@ static void measure_seed(bench *b, cell *c, world *w, int a, double share)
         double now = unevenness(w, w->after, false);
         if (now > spread) spread = now;
     }
-    if (a == OURS && spread > 1) fail(b, "max-min", c->parts, c->members, spread, 1);
+    if (a <= SLOTS && spread > 1) fail(b, a == OURS ? "max-min" : "max-min of slots", c->parts, c->members, spread, 1);
+    for (int event = 0; a == SLOTS && event < EVENT_COUNT; event++)
+        if (s->moved[event] > s->least[event]) fail(b, "movement of slots", c->parts, c->members, s->moved[event] / s->least[event], 1);
 }
 
 /* In turn, and the best of each: what else the machine does falls on all alike.
@@ -450,10 +464,10 @@ static double movement_of(const score *s)
 static void plot_mark(FILE *f, int a, double x, double y)
 {
     const char *shapes[ALGORITHM_COUNT] = {
-        "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z", "M0,-7L7,0L0,7L-7,0z", "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z",
+        "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z", "M-6,-4L6,-4L0,7z", "M0,-7L7,0L0,7L-7,0z", "M-6,0a6,6 0 1,0 12,0a6,6 0 1,0 -12,0z",
         "M-4,-4L4,-4L4,4L-4,4z", "M0,-6L6,5L-6,5z", "M-5,-5L5,5M-5,5L5,-5", "M-6,0L6,0M0,-6L0,6"
     };
-    bool filled = a == OURS || a == RING || a == BOUNDED;
+    bool filled = a <= SLOTS || a == RING || a == BOUNDED;
     fprintf(f, "<path d=\"%s\" transform=\"translate(%.1f %.1f)\" fill=\"%s\" stroke=\"%s\" stroke-width=\"2\"/>\n",
             shapes[a], x, y, filled ? algorithms[a].colour : "none", algorithms[a].colour);
 }
@@ -562,6 +576,33 @@ static void check_limits(bench *b, world *w)
     check_limit(b, w, 1024, 50, 2.48, JOIN);
 }
 
+/* ---- slots, when one is empty ----
+ * The worst that was measured when the policy was designed: 1.6. */
+
+static void check_slots(bench *b, world *w, const cell *c)
+{
+    double moved = 0, least = 0;
+    unsigned seeds = seeds_for(b, (double)c->parts * c->members, 100);
+    w->parts = c->parts;
+    for (unsigned n = 0; n < seeds; n++) {
+        mgr__rng rng;
+        uint32_t gone[2];
+        rng.state = mgr__mix64(b->seed);
+        world_name(w, b->seed++, c->members, false);
+        gone[0] = 1 + mgr__rng_below(&rng, c->members - 2);
+        do gone[1] = mgr__rng_below(&rng, c->members - 1); while (gone[1] == gone[0]);
+        world_set(w, c->members, gone, 1);
+        map_slots(w, w->before);
+        world_set(w, c->members, gone, 2);
+        map_slots(w, w->after);
+        for (size_t x = 0; x < w->parts; x++) { moved += w->before[x] != w->after[x]; least += w->before[x] == gone[1]; }
+        double spread = unevenness(w, w->after, false);
+        if (spread > 1) fail(b, "max-min of slots", c->parts, c->members, spread, 1);
+    }
+    printf("  %s %.2f", c->title, moved / least);
+    if (moved > 1.75 * least) { puts(""); fail(b, "movement of slots with one empty", c->parts, c->members, moved / least, 1.75); }
+}
+
 int main(int argc, char **argv)
 {
     static const uint32_t sizes[][2] = { { 16, 3 }, { 64, 8 }, { 256, 10 }, { 1024, 10 }, { 1024, 50 }, { 10240, 100 }, { 65536, 1000 } };
@@ -589,6 +630,8 @@ int main(int argc, char **argv)
     printf(" %9s\n", "our time");
     for (size_t n = 0; n < count; n++) run_weighted(&b, cells + n, w);
     check_limits(&b, w);
+    printf("\n\nmanager.h slots, one slot empty, moved / least possible when another leaves:\n");
+    for (size_t n = 0; n < count; n++) check_slots(&b, w, cells + n);
     free(w);
     if (path && !plot(path, cells, count)) { perror(path); return 2; }
     puts(b.failed ? "\n\nFAILED" : "\n\nmanager.h is within its limits");

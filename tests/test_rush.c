@@ -16,6 +16,8 @@ typedef struct naive {
     bool     excluded[NAIVE_P][NAIVE_N];
     uint32_t total[NAIVE_N];
     int      owner[NAIVE_P];            /* -1: nobody */
+    bool     by_slot;
+    int      base[NAIVE_P];             /* by slot: -1, an empty slot's */
 } naive;
 
 typedef struct naive_pair { uint64_t key; size_t x, i; } naive_pair;
@@ -30,6 +32,7 @@ static int naive_order(const void *left, const void *right)
 
 static uint64_t naive_key(const naive *n, size_t x, size_t i)
 {
+    if (n->by_slot) return n->base[x] == (int)i ? 0 : 1 + (uint64_t)mgr__rush_draw(n->h[x] ^ 0x5851f42d4c957f2du, n->g[i]);
     return mgr__rush_log(mgr__rush_draw(n->h[x], n->g[i])) * (0x1ffffffu / n->weight[i]);
 }
 
@@ -151,6 +154,28 @@ static void naive_replica(naive *n)
     }
 }
 
+/* The base: for each slot that joins, one partition after the other from whoever has
+ * too many; `at` is the instance of each slot, -1: empty. */
+static void naive_base(naive *n, size_t slots, const int *at)
+{
+    size_t slot_of[NAIVE_P] = { 0 };
+    for (size_t j = 2; j <= slots; j++) {
+        for (size_t s = 1; s < j; s++) {
+            for (;;) {
+                size_t count = 0, best = NAIVE_P;
+                for (size_t x = 0; x < n->parts; x++) {
+                    if (slot_of[x] != s - 1) continue;
+                    count++;
+                    if (best == NAIVE_P || mgr__rush_draw(n->h[x], mgr__mix64(j)) < mgr__rush_draw(n->h[best], mgr__mix64(j))) best = x;
+                }
+                if (count <= n->parts / j + (s <= n->parts % j)) break;
+                slot_of[best] = j - 1;
+            }
+        }
+    }
+    for (size_t x = 0; x < n->parts; x++) n->base[x] = slots ? at[slot_of[x]] : -1;
+}
+
 /* ---- cases ---- */
 
 enum { CASE_P = 1024, CASE_N = 128, CASE_K = 8 };
@@ -162,6 +187,8 @@ typedef struct rush_case {
     const char *part[CASE_P];
     mgr_member  member[CASE_N];
     mgr_refusal refused[512];
+    bool        by_slot;
+    uint32_t    slot[CASE_N];
     uint32_t    owners[CASE_P * CASE_K];
 } rush_case;
 
@@ -181,12 +208,14 @@ static void case_make(rush_case *c, size_t parts, size_t members, uint32_t repli
         snprintf(c->id_text[i], sizeof c->id_text[i], "i%u-%u", seed, (unsigned)i);
         c->member[i].id = c->id_text[i];
         c->member[i].weight = 1;
+        c->slot[i] = (uint32_t)i + 1;
     }
 }
 
 static mgr_result case_map(rush_case *c)
 {
     memset(c->owners, 0xaa, sizeof c->owners);
+    if (c->by_slot) return mgr_rush_slots(c->part, c->parts, c->member, c->slot, c->members, c->refused, c->refused_count, c->owners);
     return mgr_rush_map_refusing(c->part, c->parts, c->member, c->members, c->replicas, c->refused, c->refused_count, c->owners);
 }
 
@@ -237,6 +266,26 @@ static size_t canonical(const mgr__rush_names *names, size_t count, size_t *at, 
     return count;
 }
 
+/* By slot the order of members is that of their slots; those without weight are left out. */
+static void naive_by_slot(naive *n, const rush_case *c, size_t *member_at)
+{
+    int at[64];
+    size_t slots = 0;
+    n->by_slot = true;
+    n->members = 0;
+    for (size_t s = 1; s <= 64; s++) {
+        at[s - 1] = -1;
+        for (size_t i = 0; i < c->members; i++) {
+            if (c->slot[i] != s || !c->member[i].weight) continue;
+            n->g[n->members] = mgr__mix64(s);
+            member_at[n->members] = i;
+            at[s - 1] = (int)n->members++;
+            slots = s;
+        }
+    }
+    naive_base(n, slots, at);
+}
+
 static bool same_as_naive(const rush_case *c)
 {
     static naive n;
@@ -250,6 +299,7 @@ static bool same_as_naive(const rush_case *c)
     ids.members = c->member;
     n.parts = canonical(&parts, c->parts, part_at, n.h);
     n.members = canonical(&ids, c->members, member_at, n.g);
+    if (c->by_slot) naive_by_slot(&n, c, member_at);
     for (size_t i = 0; i < n.members; i++) n.weight[i] = c->member[member_at[i]].weight;
     for (size_t x = 0; x < n.parts; x++)
         for (size_t i = 0; i < n.members; i++)
@@ -283,6 +333,37 @@ static void random_case(rush_case *c, unsigned seed)
         /* Mostly few partitions, so that some can go almost nowhere. */
         c->refused[f].partition = mgr__rng_below(&rng, refusals == 3 ? (uint32_t)c->parts / 3 + 1 : (uint32_t)c->parts);
         c->refused[f].member = mgr__rng_below(&rng, (uint32_t)c->members);
+    }
+}
+
+/* Slots with gaps, members without weight, and in every third case refusals. */
+static void random_slots(rush_case *c, unsigned seed)
+{
+    mgr__rng rng;
+    random_case(c, seed);
+    rng.state = seed;
+    c->by_slot = true;
+    c->replicas = 1;
+    if (seed % 3) c->refused_count = 0;
+    uint32_t slot = 0, gaps = mgr__rng_below(&rng, 3);
+    for (size_t i = 0; i < c->members; i++) {
+        slot += 1 + (gaps ? mgr__rng_below(&rng, gaps + 1) : 0);
+        c->slot[i] = slot;
+        if (c->member[i].weight) c->member[i].weight = 1 + seed % 2;
+        size_t with = mgr__rng_below(&rng, (uint32_t)i + 1);
+        c->slot[i] = c->slot[with];
+        c->slot[with] = slot;
+    }
+}
+
+TEST(slots_agree_with_naive)
+{
+    for (unsigned seed = 0; seed < 1500; seed++) {
+        random_slots(&one, seed);
+        CHECK_INT(case_map(&one), MGR_OK);
+        if (same_as_naive(&one)) continue;
+        printf("seed %u differs: %u partitions, %u members, %u refusals\n", seed, (unsigned)one.parts, (unsigned)one.members, (unsigned)one.refused_count);
+        test__bad = true;
     }
 }
 
@@ -808,18 +889,18 @@ TEST(memory_is_asked_for_once)
     ids[0] = mgr__str_of("x");
     ids[1] = mgr__str_of("y");
     ids[2] = mgr__str_of("z");
-    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, owners), MGR_OK);
+    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, NULL, owners), MGR_OK);
     CHECK_INT(count.asked, 1);
     CHECK_INT(count.bytes, mgr_rush_map_bytes(2, 3, 2));
     CHECK_INT(count.out, 0);
-    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, refused, 2, owners), MGR_OK);
+    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, refused, 2, NULL, owners), MGR_OK);
     CHECK_INT(count.asked, 2);
     CHECK(owners[0] == 0 && owners[1] == MGR_RUSH_NOBODY);
     parts[1] = parts[0];
-    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, owners), MGR_INVALID);
+    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, NULL, owners), MGR_INVALID);
     CHECK_INT(count.out, 0);
     count.fail = true;
-    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, owners), MGR_NO_MEMORY);
+    CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, NULL, owners), MGR_NO_MEMORY);
     CHECK_INT(count.out, 0);
     CHECK(mgr_rush_map_bytes(65536, 4096, 8) < 3u << 20);
 }
@@ -846,6 +927,199 @@ TEST(the_largest_map)
         int64_t off = counts[i] * weights - (int64_t)P * members[i].weight;
         CHECK(off > -weights && off < weights);
     }
+}
+
+/* ---- by slots ---- */
+
+/* Everything that changes owner had to: what those who left had, and what those who
+ * joined have. */
+static bool moved_least(const rush_case *before, const rush_case *after)
+{
+    for (size_t x = 0; x < before->parts; x++) {
+        const mgr_member *had = &before->member[before->owners[x]], *has = &after->member[after->owners[x]];
+        if (strcmp(had->id, has->id) != 0 && after->member[before->owners[x]].weight && before->member[after->owners[x]].weight) return false;
+    }
+    return true;
+}
+
+static void slots_make(rush_case *c, size_t parts, size_t members, unsigned seed)
+{
+    case_make(c, parts, members, 1, seed);
+    c->by_slot = true;
+}
+
+TEST(slots_move_exactly_the_least)
+{
+    for (unsigned seed = 0; seed < 400; seed++) {
+        mgr__rng rng = { seed };
+        size_t parts = 1 + mgr__rng_below(&rng, CASE_P), members = 2 + mgr__rng_below(&rng, seed % 4 ? 60 : CASE_N - 2);
+        slots_make(&one, parts, members, seed);
+        CHECK_INT(case_map(&one), MGR_OK);
+        CHECK(case_spread(&one) <= 1);
+        two = one;
+        two.member[members - 1].weight = 0;     /* the newest was not there: a join */
+        CHECK_INT(case_map(&two), MGR_OK);
+        CHECK(case_spread(&two) <= 1 && moved_least(&two, &one));
+        two.member[members - 1].weight = 1;
+        two.member[mgr__rng_below(&rng, (uint32_t)members)].weight = 0;     /* any one leaves, and comes back */
+        CHECK_INT(case_map(&two), MGR_OK);
+        CHECK(case_spread(&two) <= 1 && moved_least(&one, &two) && moved_least(&two, &one));
+        for (size_t i = 0; i < members; i++) if (mgr__rng_below(&rng, 3) == 0) two.member[i].weight = 0;     /* several at once */
+        two.member[mgr__rng_below(&rng, (uint32_t)members)].weight = 1;
+        CHECK_INT(case_map(&two), MGR_OK);
+        CHECK(case_spread(&two) <= 1 && moved_least(&one, &two));
+    }
+}
+
+/* With a slot empty the next leave costs more than the least, but not much. */
+TEST(slots_with_one_empty_move_little)
+{
+    static const size_t sizes[][2] = { { 64, 8 }, { 256, 10 }, { 1024, 10 }, { 1024, 50 } };
+    for (size_t n = 0; n < MGR__COUNT(sizes); n++) {
+        double sum = 0, least = 0;
+        for (unsigned seed = 0; seed < 40; seed++) {
+            uint32_t counts[CASE_N];
+            slots_make(&one, sizes[n][0], sizes[n][1], seed);
+            one.member[sizes[n][1] / 3].weight = 0;
+            CHECK_INT(case_map(&one), MGR_OK);
+            two = one;
+            two.member[sizes[n][1] / 2].weight = 0;
+            CHECK_INT(case_map(&two), MGR_OK);
+            case_counts(&one, counts);
+            sum += moved(&one, &two);
+            least += counts[sizes[n][1] / 2];
+            CHECK(case_spread(&two) <= 1);
+        }
+        if (getenv("RUSH_SHOW")) printf("%u x %u, one slot empty: leave %.3f\n", (unsigned)sizes[n][0], (unsigned)sizes[n][1], sum / least);
+        CHECK(sum >= least && sum <= 1.7 * least);
+    }
+}
+
+TEST(slots_golden)
+{
+    const char *const parts[] = { "0", "1", "2", "3", "4", "5", "6", "7", "8" };
+    const mgr_member members[] = { { "alpha", 1, 0 }, { "beta", 1, 0 }, { "gamma", 1, 0 }, { "delta", 1, 0 } };
+    const uint32_t slots[] = { 1, 2, 3, 4 }, gap[] = { 1, 3 };
+    uint32_t owners[9];
+    char text[10] = "";
+    CHECK_HEX(mgr__mix64(1), 0x910a2dec89025cc1u);
+    CHECK_HEX(mgr__mix64(2), 0x975835de1c9756ceu);
+    CHECK_INT(mgr_rush_slots(parts, 9, members, slots, 3, NULL, 0, owners), MGR_OK);
+    for (int x = 0; x < 9; x++) text[x] = (char)('1' + owners[x]);
+    CHECK_STR(text, "132213231");
+    CHECK_INT(mgr_rush_slots(parts, 9, members, gap, 2, NULL, 0, owners), MGR_OK);
+    for (int x = 0; x < 9; x++) text[x] = (char)('0' + gap[owners[x] % 2]);
+    CHECK_STR(text, "133113131");
+    CHECK_INT(mgr_rush_slots(parts, 9, members, slots, 4, NULL, 0, owners), MGR_OK);
+    for (int x = 0; x < 9; x++) text[x] = (char)('1' + owners[x]);
+    CHECK_STR(text, "132413241");
+
+    slots_make(&one, 1024, 50, 1);
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK_HEX(case_digest(&one), 0x45105e61c2b66473u);
+    one.member[7].weight = one.member[20].weight = 0;
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK_HEX(case_digest(&one), 0x56070bc1c11096bu);
+    for (uint32_t f = 0; f < 300; f++) { one.refused[f].partition = f * 13 % 1024; one.refused[f].member = f * 5 % 50; }
+    one.refused_count = 300;
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK_HEX(case_digest(&one), 0x4f26670a68c09789u);
+    slots_make(&one, 100, 128, 2);
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK_HEX(case_digest(&one), 0xcfc70c8de84979feu);
+}
+
+/* The map is one of slots: ids do not enter, nor the order of members or names, and
+ * a member without weight may have any slot. */
+TEST(slots_are_all_that_counts)
+{
+    for (unsigned seed = 0; seed < 60; seed++) {
+        random_slots(&one, seed);
+        CHECK_INT(case_map(&one), MGR_OK);
+        two = one;
+        for (size_t i = 0; i < two.members; i++) {
+            two.member[i].id = "same";
+            if (!two.member[i].weight) two.slot[i] = seed % 2 ? 0 : 4000000000u;
+            else two.member[i].weight = 65535;
+        }
+        CHECK_INT(case_map(&two), MGR_OK);
+        CHECK(memcmp(one.owners, two.owners, sizeof one.owners) == 0);
+        two = one;
+        for (size_t i = 0; i < two.members; i++) {
+            two.member[i] = one.member[one.members - 1 - i];
+            two.slot[i] = one.slot[one.members - 1 - i];
+        }
+        for (size_t f = 0; f < two.refused_count; f++) {
+            two.refused[f].member = (uint32_t)one.members - 1 - one.refused[f].member;
+            two.refused[f].partition = (uint32_t)one.parts - 1 - one.refused[f].partition;
+        }
+        for (size_t x = 0; x < two.parts; x++) two.part[x] = one.part[one.parts - 1 - x];
+        CHECK_INT(case_map(&two), MGR_OK);
+        for (size_t x = 0; x < two.parts; x++) {
+            uint32_t a = one.owners[x], b = two.owners[two.parts - 1 - x];
+            CHECK(a == MGR_RUSH_NOBODY ? b == a : b == one.members - 1 - a);
+        }
+    }
+}
+
+TEST(slots_bear_refusals_as_evenly_as_can_be)
+{
+    for (unsigned seed = 0; seed < 1200; seed += 3) {
+        random_slots(&one, seed);
+        for (size_t i = 0; i < one.members; i++) one.member[i].weight = 1;
+        CHECK_INT(case_map(&one), MGR_OK);
+        CHECK(unevenness(&one) <= 1);
+    }
+    /* One pair: its partition moves, and one that makes up for it. */
+    slots_make(&one, 120, 10, 4);
+    CHECK_INT(case_map(&one), MGR_OK);
+    two = one;
+    two.refused[0].partition = 42;
+    two.refused[0].member = two.owners[42];
+    two.refused_count = 1;
+    CHECK_INT(case_map(&two), MGR_OK);
+    CHECK(two.owners[42] != one.owners[42] && case_spread(&two) == 0 && moved(&one, &two) == 2);
+}
+
+TEST(slots_bad_input_and_memory)
+{
+    slots_make(&one, 10, 3, 1);
+    CHECK_INT(case_map(&one), MGR_OK);
+    two = one; two.slot[1] = 0;             CHECK_INT(case_map(&two), MGR_INVALID);
+    two = one; two.slot[1] = 3;             CHECK_INT(case_map(&two), MGR_INVALID);
+    two = one; two.slot[1] = 65537;         CHECK_INT(case_map(&two), MGR_LIMIT);
+    two = one; two.slot[1] = 65536;         CHECK_INT(case_map(&two), MGR_OK);
+    two = one; two.member[1].weight = 2;    CHECK_INT(case_map(&two), MGR_INVALID);
+    two = one; two.part[1] = two.part[0];   CHECK_INT(case_map(&two), MGR_INVALID);
+    two = one; two.refused_count = 1; two.refused[0].member = 3; CHECK_INT(case_map(&two), MGR_INVALID);
+    CHECK_INT(mgr_rush_slots(one.part, 10, one.member, NULL, 3, NULL, 0, one.owners), MGR_INVALID);
+    CHECK_INT(mgr_rush_slots(one.part, 10, NULL, NULL, 0, NULL, 0, two.owners), MGR_OK);
+    CHECK(two.owners[0] == MGR_RUSH_NOBODY && two.owners[9] == MGR_RUSH_NOBODY);
+    two = one;
+    for (size_t i = 0; i < 3; i++) two.member[i].weight = 0;
+    CHECK_INT(case_map(&two), MGR_OK);
+    CHECK(two.owners[0] == MGR_RUSH_NOBODY && two.owners[9] == MGR_RUSH_NOBODY);
+    CHECK(mgr_rush_slots_bytes(65536, 4096, 4096) < 5u << 20);
+}
+
+/* The largest maps: the base does not get slower with the slots. */
+TEST(slots_largest)
+{
+    enum { P = 65536, N = 4096 };
+    static char part_text[P][8];
+    static const char *parts[P];
+    static mgr_member members[N];
+    static uint32_t slots[N], owners[P], counts[N];
+    for (unsigned x = 0; x < P; x++) { snprintf(part_text[x], 8, "%u", x); parts[x] = part_text[x]; }
+    for (uint32_t i = 0; i < N; i++) { members[i].weight = 1; slots[i] = i + 1; }
+    CHECK_INT(mgr_rush_slots(parts, P, members, slots, N, NULL, 0, owners), MGR_OK);
+    for (size_t x = 0; x < P; x++) counts[owners[x]]++;
+    for (size_t i = 0; i < N; i++) CHECK_INT(counts[i], P / N);
+    memset(counts, 0, sizeof counts);
+    for (uint32_t i = 0; i < 7; i++) slots[i] = 65536 - i * 1000;
+    CHECK_INT(mgr_rush_slots(parts, P, members, slots, 7, NULL, 0, owners), MGR_OK);
+    for (size_t x = 0; x < P; x++) counts[owners[x]]++;
+    for (size_t i = 0; i < 7; i++) CHECK(counts[i] == P / 7 || counts[i] == P / 7 + 1);
 }
 
 /* ---- RUSH_R ---- */
@@ -942,6 +1216,14 @@ int main(int argc, char **argv)
     RUN(bad_input_is_refused);
     RUN(memory_is_asked_for_once);
     RUN(the_largest_map);
+    RUN(slots_agree_with_naive);
+    RUN(slots_move_exactly_the_least);
+    RUN(slots_with_one_empty_move_little);
+    RUN(slots_golden);
+    RUN(slots_are_all_that_counts);
+    RUN(slots_bear_refusals_as_evenly_as_can_be);
+    RUN(slots_bad_input_and_memory);
+    RUN(slots_largest);
     RUN(locate_is_distinct_and_in_range);
     RUN(locate_follows_the_weights);
     RUN(locate_moves_only_to_the_new);
