@@ -521,6 +521,14 @@ typedef enum mgr_isolate {
     MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; status shows which */
 } mgr_isolate;
 
+/* How partitions are placed. A property of the service, not of an instance: it stands
+ * in Consul, and every instance follows it. */
+typedef enum mgr_placement {
+    MGR_PLACEMENT_DEFAULT = 0,  /* the one that stands; rush for a first set */
+    MGR_PLACEMENT_RUSH,         /* by weights; little moves, whatever changes */
+    MGR_PLACEMENT_SLOTS         /* instances numbered, equal weights; the least moves when one comes or goes, much when the set changes */
+} mgr_placement;
+
 /* One instance. Zero it, set what differs, pass it to mgr_open, which copies it
  * whole, strings included. Times are in milliseconds. */
 typedef struct mgr_desc {
@@ -543,6 +551,7 @@ typedef struct mgr_desc {
     const char *const *partitions;   /* NULL: take the cluster's */
     size_t      partition_count;
     uint64_t    partitions_version;  /* a lower one never replaces a higher one */
+    mgr_placement placement;         /* of a first set; another one that stands is followed, and an event says so */
 
     uint32_t    lease_ms;            /* default 15000 */
     uint32_t    delay_ms;            /* default (lease + kill margin) * 1.002, 16000 for the default lease */
@@ -742,6 +751,7 @@ MGRAPI int64_t    mgr_lease_left_ms(const mgr *m);             /* any thread; 0 
  * wait for Consul's answer, 8 s a request: MGR_UNREACHABLE, MGR_DENIED, MGR_CONFLICT.
  * MGR_INVALID: bad, empty or duplicate names; MGR_NOT_FOUND: no such instance or partition. */
 MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count);  /* for the whole service */
+MGRAPI mgr_result mgr_set_placement(mgr *m, mgr_placement placement, const char *const *names, size_t name_count);  /* for the whole service, in one step with a new set; names NULL: the set stays. MGR_INVALID: slots with unequal weights */
 MGRAPI mgr_result mgr_drain(mgr *m, bool on);                  /* hand everything over, stay a member */
 MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /* let another have it: for_ms, doubled with each repeat, an hour at most; 0: take it back */
 MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another instance to leave */
@@ -772,6 +782,7 @@ typedef struct mgr_view_instance {
     bool        alive, joining, draining, evicting;
     uint32_t    weight;
     uint32_t    owned;               /* partitions it holds */
+    uint32_t    slot;                /* its number under MGR_PLACEMENT_SLOTS; under another policy the one that it would have */
     uint64_t    joined;              /* CreateIndex of its key */
     const char *life;                /* its session */
     const char *node;                /* its agent's node name */
@@ -803,6 +814,7 @@ typedef struct mgr_view {
     uint64_t    index;               /* Consul's index of this picture */
     bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining */
     uint64_t    version;             /* of the partition set */
+    mgr_placement placement;         /* in force: never MGR_PLACEMENT_DEFAULT */
     const mgr_view_instance  *instances;
     size_t      instance_count;
     const mgr_view_partition *partitions;
@@ -811,7 +823,8 @@ typedef struct mgr_view {
 
 /* Read a service's state as of now (two linearizable reads), waiting at most
  * timeout_ms for Consul. Observers only. *out lives until mgr_view_free.
- * MGR_NOT_FOUND: the service has no partition set; MGR_UNREACHABLE; MGR_TIMEOUT. */
+ * MGR_NOT_FOUND: the service has no partition set; MGR_INVALID: it is placed by a
+ * policy that this program does not know; MGR_UNREACHABLE; MGR_TIMEOUT. */
 MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out);
 MGRAPI void       mgr_view_free(mgr *m, mgr_view *view);
 
@@ -3920,8 +3933,8 @@ static void mgr__marker_write(const mgr__marker *marker, mgr__buf *out)
     mgr__jw_key(&jw, "hash");              mgr__jw_text(&jw, marker->hash);
     mgr__jw_key(&jw, "count");             mgr__jw_u64(&jw, marker->count);
     mgr__jw_key(&jw, "version");           mgr__jw_u64(&jw, marker->version);
-    mgr__jw_key(&jw, "placement");         mgr__jw_text(&jw, "rush");
-    mgr__jw_key(&jw, "placement_version"); mgr__jw_u64(&jw, 1);
+    mgr__jw_key(&jw, "placement");         mgr__jw_text(&jw, marker->placement);
+    mgr__jw_key(&jw, "placement_version"); mgr__jw_u64(&jw, marker->placement_version);
     mgr__jw_key(&jw, "delay_max");         mgr__jw_u64(&jw, marker->delay_max_ms);
     mgr__jw_key(&jw, "fence_base");        mgr__jw_u64(&jw, marker->fence_base);
     mgr__jw_key(&jw, "replaced");
@@ -3982,10 +3995,36 @@ static bool mgr__marker_read(mgr__marker *marker, const mgr__kv *kv, mgr__buf *s
     return marker->exists;
 }
 
+/* The version of both policies: what [rush] specifies. */
+enum { MGR__PLACEMENT_VERSION = 1 };
+
+static const char *mgr__placement_word(mgr_placement placement) { return placement == MGR_PLACEMENT_SLOTS ? "slots" : "rush"; }
+
+static void mgr__marker_place(mgr__marker *marker, mgr_placement placement)
+{
+    mgr__copy_text(marker->placement, sizeof marker->placement, mgr__str_of(mgr__placement_word(placement)));
+    marker->placement_version = MGR__PLACEMENT_VERSION;
+}
+
+/* MGR_PLACEMENT_DEFAULT: one that this program does not know. */
+static mgr_placement mgr__marker_placement(const mgr__marker *marker)
+{
+    if (marker->placement_version != MGR__PLACEMENT_VERSION) return MGR_PLACEMENT_DEFAULT;
+    if (strcmp(marker->placement, "rush") == 0) return MGR_PLACEMENT_RUSH;
+    return strcmp(marker->placement, "slots") == 0 ? MGR_PLACEMENT_SLOTS : MGR_PLACEMENT_DEFAULT;
+}
+
+static bool mgr__marker_stands(const mgr__marker *marker) { return marker->exists && marker->hash[0]; }
+
 /* An instance that does not know the placement in force must not compute a map of its own. */
 static bool mgr__marker_known(const mgr__marker *marker)
 {
-    return !marker->exists || !marker->hash[0] || (strcmp(marker->placement, "rush") == 0 && marker->placement_version == 1);
+    return !mgr__marker_stands(marker) || mgr__marker_placement(marker) != MGR_PLACEMENT_DEFAULT;
+}
+
+static bool mgr__marker_slots(const mgr__marker *marker)
+{
+    return mgr__marker_stands(marker) && mgr__marker_placement(marker) == MGR_PLACEMENT_SLOTS;
 }
 
 /* ---- members ---- */
@@ -4003,6 +4042,8 @@ typedef struct mgr__member {
     mgr__str *refuses;
     size_t   refuse_count;
     uint64_t create_index, modify_index;
+    uint32_t slot;              /* its number, see mgr__picture_number */
+    uint64_t slot_index;        /* ModifyIndex of its slot's key; 0: it has none yet */
     bool     wish_drain;        /* what operators want of it */
     mgr__str wish_evict;        /* the life that is to leave */
 } mgr__member;
@@ -4136,6 +4177,43 @@ static bool mgr__wish_read(mgr__wish *wish, mgr__str value, mgr__buf *scratch, m
     return mgr__json_end(&j);
 }
 
+/* ---- slots: cluster/slots/<number>, made and deleted with the instance's key ---- */
+
+typedef struct mgr__slot_key {
+    uint32_t number;
+    mgr__str id;                /* whose it is; "": cannot be read */
+    uint64_t modify_index;
+} mgr__slot_key;
+
+static void mgr__slot_key_write(mgr__str id, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "instance"); mgr__jw_str(&jw, id);
+    mgr__jw_object_end(&jw);
+}
+
+/* False: no key of ours. */
+static bool mgr__slot_key_read(mgr__slot_key *slot, mgr__str number, const mgr__kv *kv, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__json j;
+    mgr__str key;
+    int64_t n = mgr__name_number(number);
+    if (n < 1 || n > MGR_MEMBER_COUNT_MAX) return false;
+    slot->number = (uint32_t)n;
+    slot->id = mgr__str_of("");
+    slot->modify_index = kv->modify_index;
+    mgr__json_init(&j, kv->value);
+    if (!mgr__json_object(&j)) return true;
+    while (mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "instance")) slot->id = mgr__json_kept(&j, scratch, arena);
+        else mgr__json_skip(&j);
+    }
+    if (!mgr__json_end(&j) || mgr__name_fault(slot->id)) slot->id = mgr__str_of("");
+    return true;
+}
+
 /* ---- the picture: everything below cluster/, at one index ---- */
 
 typedef struct mgr__certificate { mgr__str life; uint64_t modify_index; } mgr__certificate;
@@ -4151,6 +4229,9 @@ typedef struct mgr__picture {
     size_t              certificate_count;
     mgr__standing_wish *wishes;
     size_t              wish_count;
+    mgr__slot_key          *slots;          /* sorted by number */
+    size_t              slot_count;
+    uint32_t            free_slot;      /* the lowest that no member has */
 } mgr__picture;
 
 static void mgr__picture_free(mgr__picture *picture)
@@ -4159,7 +4240,8 @@ static void mgr__picture_free(mgr__picture *picture)
     picture->members = NULL;
     picture->certificates = NULL;
     picture->wishes = NULL;
-    picture->member_count = picture->certificate_count = picture->wish_count = 0;
+    picture->slots = NULL;
+    picture->member_count = picture->certificate_count = picture->wish_count = picture->slot_count = 0;
     picture->marker.exists = false;
 }
 
@@ -4191,6 +4273,21 @@ static bool mgr__picture_certified(const mgr__picture *picture, mgr__str life)
     return bsearch(&wanted, picture->certificates, picture->certificate_count, sizeof wanted, mgr__certificate_order) != NULL;
 }
 
+static int mgr__slot_key_order(const void *a, const void *b)
+{
+    const mgr__slot_key *x = (const mgr__slot_key *)a, *y = (const mgr__slot_key *)b;
+    return x->number < y->number ? -1 : x->number > y->number;
+}
+
+static const mgr__slot_key *mgr__picture_slot(const mgr__picture *picture, uint32_t number)
+{
+    mgr__slot_key wanted;
+    if (!picture->slot_count) return NULL;
+    memset(&wanted, 0, sizeof wanted);
+    wanted.number = number;
+    return (const mgr__slot_key *)bsearch(&wanted, picture->slots, picture->slot_count, sizeof wanted, mgr__slot_key_order);
+}
+
 static const mgr__standing_wish *mgr__picture_wish(const mgr__picture *picture, mgr__str id)
 {
     for (size_t i = 0; i < picture->wish_count; i++)
@@ -4213,8 +4310,45 @@ static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr_
         standing->id = id;
         standing->modify_index = kv->modify_index;
         p->wish_count++;
+    } else if (mgr__key_below(kv->key, root, "cluster/slots/", &rest)) {
+        if (mgr__slot_key_read(&p->slots[p->slot_count], rest, kv, scratch, &p->arena)) p->slot_count++;
     } else if (mgr__key_below(kv->key, root, "cluster/partitions", &rest) && rest.len == 0) {
         mgr__marker_read(&p->marker, kv, scratch);
+    }
+}
+
+static int mgr__member_age(const void *a, const void *b)
+{
+    const mgr__member *x = *(mgr__member *const *)a, *y = *(mgr__member *const *)b;
+    if (x->create_index != y->create_index) return x->create_index < y->create_index ? -1 : 1;
+    return mgr__str_order(x->id, y->id);
+}
+
+/* Whose slot is which: what the keys say, the lowest where several name one member.
+ * A member that none names is given the lowest free one, the oldest first, so that
+ * the map is a function of the picture also while it has yet to claim it: after a
+ * change of policy, or when keys were changed by hand. */
+static void mgr__picture_number(mgr__picture *picture)
+{
+    size_t without = 0, count = picture->member_count;
+    mgr__member **rest = (mgr__member **)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *rest);
+    bool *taken = (bool *)mgr__arena_alloc(&picture->arena, (count + 2) * sizeof *taken);
+    if (picture->arena.failed) return;
+    memset(taken, 0, (count + 2) * sizeof *taken);
+    for (size_t i = 0; i < picture->slot_count; i++) {
+        const mgr__slot_key *slot = &picture->slots[i];
+        mgr__member *m = mgr__picture_member(picture, slot->id);
+        if (!m || m->slot) continue;
+        m->slot = slot->number;
+        m->slot_index = slot->modify_index;
+        if (m->slot <= count) taken[m->slot] = true;
+    }
+    for (size_t i = 0; i < count; i++) if (!picture->members[i].slot) rest[without++] = &picture->members[i];
+    if (without) qsort(rest, without, sizeof *rest, mgr__member_age);
+    picture->free_slot = 1;
+    for (size_t i = 0; i <= without; i++) {
+        while (taken[picture->free_slot]) picture->free_slot++;
+        if (i < without) rest[i]->slot = picture->free_slot++;
     }
 }
 
@@ -4244,12 +4378,14 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
     picture->members = (mgr__member *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->members);
     picture->certificates = (mgr__certificate *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->certificates);
     picture->wishes = (mgr__standing_wish *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->wishes);
+    picture->slots = (mgr__slot_key *)mgr__arena_alloc(&picture->arena, (count + 1) * sizeof *picture->slots);
     if (picture->arena.failed) { mgr__picture_free(picture); return false; }
     mgr__buf_init(&scratch, heap, MGR_BODY_BYTES_MAX);
     for (size_t i = 0; i < count; i++) mgr__picture_take(picture, root, &kvs[i], &scratch);
     mgr__buf_free(&scratch);
     qsort(picture->members, picture->member_count, sizeof *picture->members, mgr__member_order);
     qsort(picture->certificates, picture->certificate_count, sizeof *picture->certificates, mgr__certificate_order);
+    qsort(picture->slots, picture->slot_count, sizeof *picture->slots, mgr__slot_key_order);
     for (size_t i = 0; i < picture->wish_count; i++) {
         mgr__member *member = mgr__picture_member(picture, picture->wishes[i].id);
         if (!member) continue;
@@ -4259,6 +4395,7 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
     for (size_t i = 0; i < picture->member_count; i++)      /* dead at once, though its session may stand for a while */
         if (mgr__picture_certified(picture, picture->members[i].session)) picture->members[i].alive = false;
     mgr__picture_count(picture);
+    mgr__picture_number(picture);
     if (!picture->arena.failed) return true;
     mgr__picture_free(picture);
     return false;
@@ -4266,16 +4403,20 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
 
 /* The map that this picture asks for: owners[i] is an index into the picture's
  * members, or MGR_RUSH_NOBODY. Draining instances have weight 0; refused pairs
- * are left out. Every instance with the same picture computes the same. */
+ * are left out. Every instance with the same picture computes the same (invariant 5).
+ * MGR_INVALID: the policy is not known. */
 static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap, const mgr__set *set, uint32_t *owners)
 {
     mgr__arena arena;
     mgr__arena_init(&arena, heap);
+    if (!mgr__marker_known(&picture->marker)) return MGR_INVALID;
+    bool by_slots = mgr__marker_slots(&picture->marker);
     size_t refuse_max = 1, count = 0, refused_count = 0;
     for (size_t i = 0; i < picture->member_count; i++) refuse_max += picture->members[i].refuse_count;
     mgr__str *ids = (mgr__str *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *ids);
     uint32_t *weights = (uint32_t *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *weights);
     uint32_t *which = (uint32_t *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *which);
+    uint32_t *slots = (uint32_t *)mgr__arena_alloc(&arena, (picture->member_count + 1) * sizeof *slots);
     mgr_refusal *refused = (mgr_refusal *)mgr__arena_alloc(&arena, refuse_max * sizeof *refused);
     if (arena.failed) { mgr__arena_free(&arena); return MGR_NO_MEMORY; }
     for (size_t i = 0; i < picture->member_count; i++) {
@@ -4289,13 +4430,27 @@ static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap,
         }
         ids[count] = m->id;
         weights[count] = mgr__member_drains(m) ? 0 : (uint32_t)m->weight;
+        slots[count] = m->slot;
         which[count++] = (uint32_t)i;
     }
-    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, NULL, owners);
+    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, by_slots ? slots : NULL, owners);
     for (size_t i = 0; result == MGR_OK && i < set->count; i++)
         if (owners[i] != MGR_RUSH_NOBODY) owners[i] = which[owners[i]];
     mgr__arena_free(&arena);
     return result;
+}
+
+/* A live member whose weight is not `weight` (0: that of the first one); NULL: all weigh
+ * the same. `but` is not looked at. */
+static const mgr__member *mgr__picture_odd_weight(const mgr__picture *picture, uint64_t weight, mgr__str but)
+{
+    for (size_t i = 0; i < picture->member_count; i++) {
+        const mgr__member *m = &picture->members[i];
+        if (!m->alive || !m->weight || mgr__str_eq(m->id, but)) continue;
+        if (weight && m->weight != weight) return m;
+        weight = m->weight;
+    }
+    return NULL;
 }
 
 /* ---- the value of owners/<partition> ---- */
@@ -4434,6 +4589,8 @@ typedef struct mgr__setter {
     uint64_t    version;
     uint64_t    delay_ms;       /* ours */
     uint64_t    fence_floor;
+    mgr_placement placement;    /* of a first set; commanded: to be in force from now on. DEFAULT: the one that stands */
+    bool        keeps_set;      /* commanded: nothing but the placement changes */
     mgr__str    own_session;    /* not counted among the others' */
     mgr__marker marker;
     bool       *stands;         /* per wanted name: an owner key is there */
@@ -4496,6 +4653,7 @@ static mgr__str mgr__setter_marker_value(const mgr__setter *s, mgr__request *r, 
     mgr__marker marker = s->marker;
     mgr__marker_replace(&marker, hash);
     marker.count = count;
+    if (s->first || (s->commanded && s->placement)) mgr__marker_place(&marker, s->placement);
     if (hash[0]) marker.version = s->version > marker.version ? s->version : marker.version;
     if (marker.delay_max_ms < s->delay_ms) marker.delay_max_ms = s->delay_ms;
     if (marker.fence_base < s->fence_floor && s->first) marker.fence_base = s->fence_floor;
@@ -4526,6 +4684,11 @@ static void mgr__setter_fill_make(mgr__setter *s, const mgr__root *root, mgr__re
 static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__request *r)
 {
     mgr__buf text;
+    if (s->keeps_set) {
+        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")))->index = s->marker.modify_index;
+        r->ops[0].value = mgr__setter_marker_value(s, r, s->marker.hash, s->marker.count);
+        return;
+    }
     mgr__buf_init(&text, heap, 390000);      /* Consul refuses values of 394,000 bytes */
     mgr__set_write(&s->wanted, heap, &text);
     if (text.failed) mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
@@ -4571,6 +4734,19 @@ static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *r
     return false;
 }
 
+/* A policy that this program does not know is replaced only by a command that names another.
+ * True: that ends it, or nothing but the placement is to be written. */
+static bool mgr__setter_placed(mgr__setter *s)
+{
+    if (!mgr__marker_known(&s->marker) && !(s->commanded && s->placement))
+        mgr__setter_end(s, MGR_INVALID, "the service is placed by a policy that this program does not know: use a manager.h that knows it");
+    else if (!s->keeps_set) return false;
+    else if (s->first) mgr__setter_end(s, MGR_NOT_FOUND, "the service has no partition set: start one instance with partitions first");
+    else if (mgr__marker_placement(&s->marker) == s->placement) mgr__setter_end(s, MGR_OK, "");
+    else s->state = MGR__SETTER_WRITE;
+    return true;
+}
+
 static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answer *a, int64_t now)
 {
     mgr__buf scratch;
@@ -4582,6 +4758,7 @@ static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answe
     if (s->version == MGR__VERSION_STANDING) { s->commanded = true; s->version = s->marker.version; }
     if (!readable && s->commanded) s->remembered = true;    /* it stood once, so nothing counts as released; the command replaces it */
     else if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: put a set in force with `manager partitions`, or use another prefix"); return; }
+    if (mgr__setter_placed(s)) return;
     bool old = !s->commanded && s->version <= s->marker.version && mgr__marker_was_replaced(&s->marker, s->wanted.hash);
     if (!s->first && (old || s->version < s->marker.version)) { s->taken_over = true; mgr__setter_end(s, MGR_OK, ""); return; }
     if (!s->first) { s->state = MGR__SETTER_OLD; return; }
@@ -4642,7 +4819,8 @@ static void mgr__setter_old(mgr__setter *s, mgr__heap *heap, const mgr__answer *
     mgr__set_free(&s->old);
     s->old.arena.heap = heap;
     bool read = a && a->kv_count && mgr__set_read(&s->old, heap, a->kvs[0].value);
-    if (same && read && s->version <= s->marker.version) mgr__setter_end(s, MGR_OK, "");
+    bool placed = !s->commanded || !s->placement || s->placement == mgr__marker_placement(&s->marker);
+    if (same && read && placed && s->version <= s->marker.version) mgr__setter_end(s, MGR_OK, "");
     else if (same) s->state = MGR__SETTER_WRITE;
     else { s->lost = !read; s->state = MGR__SETTER_OWNERS; }
 }
@@ -4744,7 +4922,7 @@ typedef enum mgr__task {
     MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
     MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
     MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_WISH,
-    MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE
+    MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
 } mgr__task;
 
 typedef struct mgr__errand {    /* what is out on one lane */
@@ -4786,6 +4964,7 @@ typedef struct mgr__cluster_config {
     const char *const *partitions;   /* NULL: take the cluster's */
     size_t   partition_count;
     uint64_t partitions_version;
+    mgr_placement placement;
     uint32_t weight, lease_ms, kill_margin_ms, stop_grace_ms, delay_ms, session_ttl_ms;
     uint32_t rejoin_grace_ms, settle_ms, moves_max, start_timeout_ms;
     uint64_t seed;
@@ -4869,7 +5048,8 @@ typedef struct mgr__cluster {
     int64_t     distrust_until;     /* the index went down: no "released" is believed until then */
     int64_t     watch_not_before;
     uint32_t    watch_failures, work_failures;
-    int64_t     marker_not_before;
+    int64_t     marker_not_before, slot_not_before;
+    bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
     mgr__set    set;
     bool        have_set;
     char        set_told[17];
@@ -5179,12 +5359,14 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
 
 static uint64_t mgr__cluster_map_digest(const mgr__cluster *c)
 {
-    uint64_t h = mgr__hash(mgr__str_of(c->set.hash));
+    bool by_slots = mgr__marker_slots(&c->picture.marker);
+    uint64_t h = mgr__mix64(mgr__hash(mgr__str_of(c->set.hash)) ^ mgr__hash(mgr__str_of(c->picture.marker.placement)));
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
         if (!m->counts) continue;
         h = mgr__mix64(h ^ mgr__hash(m->id));
         h = mgr__mix64(h ^ (mgr__member_drains(m) ? 0 : m->weight));
+        if (by_slots) h = mgr__mix64(h ^ m->slot);
         for (size_t r = 0; r < m->refuse_count; r++) h = mgr__mix64(h ^ mgr__hash(m->refuses[r]));
     }
     return h ? h : 1;
@@ -5202,12 +5384,34 @@ static void mgr__cluster_assign(mgr__cluster *c, mgr__part *p, uint32_t owner, s
     *nobodys += p->unplaceable;
 }
 
+/* A policy came into force that only newer programs know: what is held goes on, for its
+ * locks stand, and nothing is taken or given up until this program is replaced. */
+static void mgr__cluster_placement_unknown(mgr__cluster *c)
+{
+    const mgr__marker *marker = &c->picture.marker;
+    if (!c->told_placement)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by \"%s\" version %llu from now on, this program knows \"rush\" and \"slots\" version %d: it keeps what it has and takes nothing; start a program that knows it",
+                          marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
+    c->told_placement = true;
+}
+
+/* [rush] takes them for equal: refused when somebody joins or changes the policy, but two
+ * may do so at once, or somebody may change a key by hand. */
+static void mgr__cluster_check_weights(mgr__cluster *c)
+{
+    const mgr__member *odd = mgr__marker_slots(&c->picture.marker) ? mgr__picture_odd_weight(&c->picture, 0, mgr__nobody()) : NULL;
+    if (odd)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, odd->id, "placement slots is for equal weights, and that of instance %s is another than before it: all are taken for equal", odd->id.at);
+}
+
 static void mgr__cluster_map(mgr__cluster *c)
 {
-    if (!c->map_stale || !c->have_picture || !c->have_set || !mgr__marker_known(&c->picture.marker)) return;
+    if (!c->map_stale || !c->have_picture || !c->have_set) return;
+    if (!mgr__marker_known(&c->picture.marker)) { mgr__cluster_placement_unknown(c); return; }
     c->map_stale = false;
     uint64_t digest = mgr__cluster_map_digest(c);
     if (digest == c->map_digest) return;
+    mgr__cluster_check_weights(c);
     uint32_t *owners = (uint32_t *)mgr__alloc_array(c->heap, c->set.count + 1, sizeof *owners);
     mgr_result result = owners ? mgr__picture_map(&c->picture, c->heap, &c->set, owners) : MGR_NO_MEMORY;
     if (result == MGR_OK) {
@@ -5408,6 +5612,8 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     if (fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index) mgr__cluster_index_down(c, now);
     if (a->index > c->index_max) c->index_max = a->index;
     mgr__cluster_compare_members(c, &fresh);
+    if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) && strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
     mgr__picture_free(&c->picture);
@@ -5441,7 +5647,7 @@ static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, 
 
 static bool mgr__part_wanted(const mgr__cluster *c, const mgr__part *p)
 {
-    return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work;
+    return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && mgr__marker_known(&c->picture.marker);
 }
 
 /* A key that is missing has no index by which its loss could be timed: it may have
@@ -5785,6 +5991,46 @@ static bool mgr__cluster_ask_set(mgr__cluster *c, int64_t now)
     return true;
 }
 
+static mgr__str mgr__cluster_slot_key(mgr__cluster *c, mgr__request *r, uint32_t number)
+{
+    char digits[16];
+    snprintf(digits, sizeof digits, "%lu", (unsigned long)number);
+    return mgr__key_make(&r->arena, &c->root, "cluster/slots/", mgr__str_of(digits));
+}
+
+/* Ours, if nobody was quicker: what stands there is as in the picture, and its owner, if it
+ * names one, no member. Decided in raft order. */
+static void mgr__cluster_add_slot(mgr__cluster *c, mgr__request *r, uint32_t number)
+{
+    const mgr__slot_key *standing = mgr__picture_slot(&c->picture, number);
+    mgr__buf value;
+    if (standing && standing->id.len && !mgr__picture_member(&c->picture, standing->id))
+        mgr__request_op(r, MGR__CHECK_ABSENT, mgr__key_make(&r->arena, &c->root, "cluster/instances/", standing->id));
+    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));
+    op->index = standing ? standing->modify_index : 0;
+    mgr__buf_init(&value, c->heap, 4096);
+    mgr__slot_key_write(c->config.instance_id, &value);
+    op->value = mgr__request_keep(r, &value);
+}
+
+/* With the own key comes a slot, and both or neither: the one that a former life of ours
+ * still has, else the lowest free one. */
+static void mgr__cluster_join_slot(mgr__cluster *c, mgr__request *r, const mgr__member *old)
+{
+    if (!mgr__marker_slots(&c->picture.marker)) return;
+    if (old && old->slot_index) mgr__request_check_index(r, mgr__cluster_slot_key(c, r, old->slot), old->slot_index);
+    else mgr__cluster_add_slot(c, r, old ? old->slot : c->picture.free_slot);
+}
+
+/* Nothing else was in the way of our joining than that another took our slot: the next
+ * picture shows which one is free. The own key is looked at first, and locked last. */
+static bool mgr__cluster_slot_taken(const mgr__errand *e, const mgr__answer *a)
+{
+    for (size_t i = 0; i < a->failed_count; i++)
+        if (a->failed[i] == 0 || a->failed[i] + 1 >= e->request.op_count) return false;
+    return a->failed_count > 0;
+}
+
 static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
 {
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_JOIN, MGR__ASK_TXN);
@@ -5795,6 +6041,7 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     c->joining = c->config.settle_ms > 0 && !(old && old->grace_ms && !old->joining);
     if (old) mgr__request_check_index(r, key, old->modify_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, key);
+    mgr__cluster_join_slot(c, r, old);
     if (old && old->session.len) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);   /* a certified life's */
     mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
@@ -6022,6 +6269,7 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
             mgr__request_op(&e->request, MGR__SET, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", m->life))->value =
                 mgr__str_of("{\"proof\":\"seen dead by another instance on its host\"}");
         mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/instances/", m->id))->index = m->modify_index;
+        if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__cluster_slot_key(c, &e->request, m->slot))->index = m->slot_index;
         e->request.name = mgr__arena_str(&e->request.arena, m->service);
         e->request.node = mgr__arena_str(&e->request.arena, m->node);
         e->request.note = mgr__arena_str(&e->request.arena, m->id);
@@ -6030,6 +6278,50 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
         return true;
     }
     return false;
+}
+
+static bool mgr__cluster_first(const mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->picture.member_count; i++)
+        if (c->picture.members[i].alive) return mgr__str_eq(c->picture.members[i].id, c->config.instance_id);
+    return false;
+}
+
+/* A slot's key that gives nobody a slot: its owner's key was deleted by hand, or it has
+ * another one. Owners see to theirs, the first live member to the others'. */
+static const mgr__slot_key *mgr__cluster_stray_slot(const mgr__cluster *c)
+{
+    bool first = mgr__cluster_first(c);
+    for (size_t i = 0; i < c->picture.slot_count; i++) {
+        const mgr__slot_key *slot = &c->picture.slots[i];
+        const mgr__member *m = mgr__picture_member(&c->picture, slot->id);
+        if (m && m->slot == slot->number && m->slot_index) continue;
+        if (m && m->alive ? mgr__str_eq(m->id, c->config.instance_id) : first) return slot;
+    }
+    return NULL;
+}
+
+/* A member without a slot claims the one that the picture gives it. */
+static bool mgr__cluster_ask_slot(mgr__cluster *c, int64_t now)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    if (now < c->slot_not_before || !own || c->picture.index < c->own_index) return false;
+    bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);
+    const mgr__slot_key *stray = claims ? NULL : mgr__cluster_stray_slot(c);
+    if (!claims && !stray) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SLOT, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    if (claims) {
+        mgr__request_op(r, MGR__CHECK_SESSION, mgr__cluster_own_key(c, r))->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
+        mgr__cluster_add_slot(c, r, own->slot);
+    } else {
+        if (stray->id.len && !mgr__picture_member(&c->picture, stray->id))
+            mgr__request_op(r, MGR__CHECK_ABSENT, mgr__key_make(&r->arena, &c->root, "cluster/instances/", stray->id));
+        mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, stray->number))->index = stray->modify_index;
+    }
+    c->slot_not_before = now + MGR__BACKOFF_MIN_MS;     /* until a picture shows what came of it */
+    mgr__cluster_send(c, e, now);
+    return true;
 }
 
 /* Certificates that no owner key refers to are swept by the first live member,
@@ -6051,11 +6343,7 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
     }
     if (now < c->next_sweep || !c->picture.certificate_count) return false;
     c->next_sweep = now + MGR__SWEEP_MS;
-    for (size_t i = 0; i < c->picture.member_count; i++) {
-        if (!c->picture.members[i].alive) continue;
-        if (!mgr__str_eq(c->picture.members[i].id, c->config.instance_id)) return false;
-        break;
-    }
+    if (!mgr__cluster_first(c)) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SWEEP_LIST, MGR__ASK_LIST);
     e->request.key = mgr__key_make(&e->request.arena, &c->root, "owners/", mgr__nobody());
     mgr__cluster_send(c, e, now);
@@ -6079,7 +6367,7 @@ static void mgr__cluster_restore_set(mgr__cluster *c, mgr__errand *e)
  * in the marker before it is used. */
 static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
 {
-    if (now < c->marker_not_before) return false;
+    if (now < c->marker_not_before || !mgr__marker_known(&c->picture.marker)) return false;    /* one of a newer program may hold more than we can read */
     bool restore = !c->picture.marker.exists && c->marker_seen.exists && c->have_set;    /* deleted or overwritten by hand */
     const mgr__marker *standing = restore ? &c->marker_seen : &c->picture.marker;
     bool fence = c->fence_floor && standing->fence_base + c->index_max <= c->fence_floor;
@@ -6110,6 +6398,7 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
     if (c->phase != MGR__PHASE_MEMBER) return;
     if (mgr__cluster_ask_marker(c, now)) return;
     if (mgr__cluster_ask_missing(c, now)) return;
+    if (mgr__cluster_ask_slot(c, now)) return;
     if (mgr__cluster_ask_lock(c, now)) return;
     if (mgr__cluster_ask_set(c, now)) return;
     if (mgr__cluster_ask_wish(c, now)) return;
@@ -6133,6 +6422,8 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
     mgr__op *check = mgr__request_op(r, MGR__CHECK_SESSION, key);
     check->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     mgr__request_op(r, MGR__DELETE_CAS, key)->index = c->own_index;
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    if (own && own->slot_index) mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, own->slot))->index = own->slot_index;
     mgr__cluster_send(c, e, now);
 }
 
@@ -6245,6 +6536,23 @@ static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, in
     mgr__cluster_to_clean(c, false, now);
 }
 
+/* What of the service this instance cannot take part in. False: it has left. */
+static bool mgr__cluster_placement_fits(mgr__cluster *c, int64_t now)
+{
+    const mgr__marker *marker = &c->picture.marker;
+    bool slots = mgr__marker_slots(marker);
+    const mgr__member *other = slots && !c->entered_once ? mgr__picture_odd_weight(&c->picture, c->config.weight, c->config.instance_id) : NULL;
+    if (mgr__marker_known(marker) && !other) return true;
+    if (other)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, other->id, "the service is placed by slots, which is for equal weights: instance %s has weight %llu, this one %lu; give it the same",
+                          other->id.at, (unsigned long long)other->weight, (unsigned long)c->config.weight);
+    else
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
+                          marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
+    mgr__cluster_left(c, MGR_INVALID, now);
+    return false;
+}
+
 static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     mgr__cluster_see(c, a, now);
@@ -6255,13 +6563,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     bool inquired = own && mgr__cluster_inquire(c, &c->former, own, now);
     if (inquired && (first || !own->alive)) { c->not_before = now + MGR__PROVE_AGAIN_MS; return; }
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
-    if (!mgr__marker_known(&c->picture.marker)) {
-        const mgr__marker *marker = &c->picture.marker;
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" version 1: use a manager.h that knows it",
-                          marker->placement, (unsigned long long)marker->placement_version);
-        mgr__cluster_left(c, MGR_INVALID, now);
-        return;
-    }
+    if (!mgr__cluster_placement_fits(c, now)) return;
     if (c->picture.member_count >= MGR_MEMBER_COUNT_MAX && !own) {
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter", MGR_MEMBER_COUNT_MAX);
         mgr__cluster_left(c, MGR_LIMIT, now);
@@ -6275,6 +6577,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     if (c->have_configured && !c->entered_once) {
         mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
+        c->setter.placement = c->config.placement;
         c->have_configured = false;
     } else if (!c->picture.marker.exists && c->have_set && !mgr__setter_busy(&c->setter)) {
         /* the store was wiped under us: what we know is set up again, as lost */
@@ -6291,6 +6594,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
         c->index_max = 0;
         mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
+        c->setter.placement = mgr__marker_stands(&c->marker_seen) ? mgr__marker_placement(&c->marker_seen) : c->config.placement;
     }
 }
 
@@ -6307,6 +6611,16 @@ static void mgr__cluster_proved(mgr__cluster *c, mgr__str life, mgr__verdict ver
     if (c->phase != MGR__PHASE_LOOK || c->want_leave || c->errands[MGR__LANE_WORK].out) return;    /* asked again with the next look */
     if (verdict == MGR__VERDICT_DEAD) { q->open = false; mgr__cluster_former_dead(c, now); }
     else if (verdict == MGR__VERDICT_NONE) c->not_before = now;
+}
+
+/* Once: the service is placed otherwise than this instance was told. */
+static void mgr__cluster_tell_placement(mgr__cluster *c)
+{
+    const char *wanted = mgr__placement_word(c->config.placement);
+    if (!c->config.placement || c->told_placement || strcmp(wanted, c->picture.marker.placement) == 0) return;
+    c->told_placement = true;
+    mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the service is placed by \"%s\", not by \"%s\" as this instance was told: that stays; `manager partitions --placement %s` changes it",
+                      c->picture.marker.placement, wanted, wanted);
 }
 
 static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -6331,12 +6645,17 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
     mgr__cluster_act(c, MGR__ACT_LEASE)->at = c->lease_until;
     mgr__cluster_tell(c, MGR_EVENT_ENTERED, NULL, c->config.instance_id, "entered service %s as %s (session %s)",
                       c->config.service_id.at, c->config.instance_id.at, c->life);
+    mgr__cluster_tell_placement(c);
 }
 
 static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     bool ok = a->outcome == MGR__OUTCOME_OK;
     if (c->phase >= MGR__PHASE_MEMBER) return;      /* the life ended while the request was out: what it made is cleaned up */
+    if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT && mgr__cluster_slot_taken(e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) {
+        c->not_before = now + mgr__cluster_jitter(c, 2 * MGR__MARKER_WAIT_MS);
+        return;
+    }
     if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT) {     /* the key or the session is not as it was */
         mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
         int64_t not_before = c->not_before;
@@ -6361,7 +6680,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
     case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
     case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
     case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
-    case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE:
+    case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
         break;
     }
 }
@@ -6621,6 +6940,12 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         c->marker_not_before = c->not_before;
         c->not_before = now;
         break;
+    case MGR__TASK_SLOT:
+        if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) break;
+        mgr__cluster_trouble(c, a, "write our slot", now);
+        c->slot_not_before = c->not_before;
+        c->not_before = now;
+        break;
     case MGR__TASK_SWEEP: case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: break;
     }
 }
@@ -6739,12 +7064,17 @@ static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool dra
     return true;
 }
 
-/* Takes over `set`. */
-static void mgr__cluster_command_set(mgr__cluster *c, mgr__set *set)
+/* Takes over `set`; NULL: it stays. placement: DEFAULT, it stays. */
+static void mgr__cluster_command_set(mgr__cluster *c, mgr__set *set, mgr_placement placement)
 {
+    mgr__set none;
     mgr__errand *work = &c->errands[MGR__LANE_WORK];
     if (work->out && work->task == MGR__TASK_SETTER) work->task = MGR__TASK_NONE;   /* its answer is no business of the new command */
-    mgr__setter_start(&c->setter, c->heap, set, MGR__VERSION_STANDING, (uint64_t)c->delay_seen_ms);
+    memset(&none, 0, sizeof none);
+    mgr__arena_init(&none.arena, c->heap);
+    mgr__setter_start(&c->setter, c->heap, set ? set : &none, MGR__VERSION_STANDING, (uint64_t)c->delay_seen_ms);
+    c->setter.keeps_set = !set;
+    c->setter.placement = placement;
     c->setter.own_session = mgr__str_of(c->life);
 }
 
@@ -6888,6 +7218,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     at = mgr__min64(at, mgr__max64(now, c->next_audit));
     bool idle = !c->errands[MGR__LANE_WORK].out && now >= c->not_before;    /* else the lane's next free moment comes by itself */
     if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
+    if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
     for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {
         const mgr__part *p = c->parts[i];
@@ -13675,6 +14006,7 @@ static mgr_result mgr__desc_check_times(mgr *m)
     if (d->stop_grace_ms > d->lease_ms / 2)
         return mgr__manager_fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
     if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
+    if (d->placement > MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: it may be one of mgr_placement", (int)d->placement);
     if (d->weight > 65535) return mgr__manager_fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;
 }
@@ -13766,6 +14098,7 @@ static mgr_result mgr__manager_open_core(mgr *m)
     config.partitions = d->partitions;
     config.partition_count = d->partition_count;
     config.partitions_version = d->partitions_version;
+    config.placement = d->placement;
     config.weight = d->weight;
     config.lease_ms = d->lease_ms;
     config.kill_margin_ms = MGR_KILL_MARGIN_MS;
@@ -14117,7 +14450,7 @@ static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t time
     mgr_result result = mgr__call_list(m, "cluster/", timeout_ms);
     if (result != MGR_OK) return result;
     if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
-    if (picture->marker.exists && picture->marker.hash[0]) return MGR_OK;
+    if (mgr__marker_stands(&picture->marker)) return MGR_OK;
     mgr__picture_free(picture);
     return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s: is the id right, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
 }
@@ -14160,11 +14493,17 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     return mgr__manager_outcome_result(m, &m->call_answer, "writing the wish");
 }
 
-static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set)
+/* set NULL: only the placement. */
+static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set, mgr_placement placement)
 {
+    mgr__set none;
     mgr__setter *s = &m->cluster.setter;
     int64_t until = mgr__io_now(&m->io) + 4 * MGR__REQUEST_TIMEOUT_MS;
-    mgr__setter_start(s, &m->heap, set, MGR__VERSION_STANDING, m->desc.delay_ms);
+    memset(&none, 0, sizeof none);
+    mgr__arena_init(&none.arena, &m->heap);
+    mgr__setter_start(s, &m->heap, set ? set : &none, MGR__VERSION_STANDING, m->desc.delay_ms);
+    s->keeps_set = !set;
+    s->placement = placement;
     while (mgr__setter_busy(s)) {
         int64_t now = mgr__io_now(&m->io);
         if (now > until) return mgr__manager_fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s", m->desc.consul_addr);
@@ -14191,12 +14530,10 @@ static mgr_result mgr__manager_usable(mgr *m)
     return mgr__manager_forked(m) ? MGR_FORKED : MGR_OK;
 }
 
-MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count)
+static mgr_result mgr__manager_set(mgr *m, const char *const *names, size_t name_count, mgr_placement placement)
 {
     mgr__set set;
     mgr__str bad;
-    mgr_result result = mgr__manager_usable(m);
-    if (result != MGR_OK) return result;
     if (!names && name_count) return mgr__manager_fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
     for (size_t i = 0; i < name_count; i++) if (!names[i]) return mgr__manager_fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
     const char *fault = mgr__set_make(&set, &m->heap, names, name_count, &bad);
@@ -14205,8 +14542,47 @@ MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t na
         mgr__set_free(&set);
         return MGR_INVALID;
     }
-    if (m->desc.observer) return mgr__call_set_partitions(m, &set);
-    mgr__cluster_command_set(&m->cluster, &set);
+    if (m->desc.observer) return mgr__call_set_partitions(m, &set, placement);
+    mgr__cluster_command_set(&m->cluster, &set, placement);
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
+
+MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count)
+{
+    mgr_result result = mgr__manager_usable(m);
+    return result == MGR_OK ? mgr__manager_set(m, names, name_count, MGR_PLACEMENT_DEFAULT) : result;
+}
+
+/* Slots are for equal weights: looked at beforehand, so that who asks is told. */
+static mgr_result mgr__manager_weights_fit(mgr *m, const mgr__picture *picture)
+{
+    const mgr__member *odd = mgr__picture_odd_weight(picture, 0, mgr__nobody());
+    if (!odd) return MGR_OK;
+    return mgr__manager_fail(m, MGR_INVALID, "placement slots is for equal weights, and instance %s has another (%llu) than those before it", odd->id.at, (unsigned long long)odd->weight);
+}
+
+static mgr_result mgr__call_weights_fit(mgr *m)
+{
+    mgr__picture picture;
+    mgr_result result = mgr__call_list(m, "cluster/", MGR__REQUEST_TIMEOUT_MS);
+    if (result != MGR_OK) return result;
+    if (!mgr__picture_read(&picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    result = mgr__manager_weights_fit(m, &picture);
+    mgr__picture_free(&picture);
+    return result;
+}
+
+MGRAPI mgr_result mgr_set_placement(mgr *m, mgr_placement placement, const char *const *names, size_t name_count)
+{
+    mgr_result result = mgr__manager_usable(m);
+    if (result != MGR_OK) return result;
+    if (placement != MGR_PLACEMENT_RUSH && placement != MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: MGR_PLACEMENT_RUSH or MGR_PLACEMENT_SLOTS", (int)placement);
+    if (placement == MGR_PLACEMENT_SLOTS) result = m->desc.observer ? mgr__call_weights_fit(m) : mgr__manager_weights_fit(m, &m->cluster.picture);
+    if (result != MGR_OK) return result;
+    if (names || name_count) return mgr__manager_set(m, names, name_count, placement);
+    if (m->desc.observer) return mgr__call_set_partitions(m, NULL, placement);
+    mgr__cluster_command_set(&m->cluster, NULL, placement);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
@@ -14428,6 +14804,7 @@ static mgr_view_instance mgr__view_instance(mgr__arena *arena, const mgr__member
     v.draining = mgr__member_drains(m) || m->leaving;
     v.evicting = m->wish_evict.len && mgr__str_eq(m->wish_evict, m->life);
     v.weight = (uint32_t)m->weight;
+    v.slot = m->slot;
     v.joined = m->create_index;
     v.life = mgr__arena_str(arena, m->life).at;
     v.node = mgr__arena_str(arena, m->node).at;
@@ -14507,6 +14884,7 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
     v->view.partition_count = set->count;
     v->view.service_id = mgr__arena_str(&v->arena, mgr__str_of(m->desc.service_id)).at;
     v->view.version = picture->marker.version;
+    v->view.placement = mgr__marker_placement(&picture->marker);
     return v->arena.failed ? MGR_NO_MEMORY : MGR_OK;
 }
 
@@ -14528,6 +14906,12 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     int64_t until = result == MGR_OK ? mgr__io_now(&m->io) + timeout_ms : 0;
     if (result == MGR_OK) result = mgr__call_picture(m, &picture, timeout_ms);
     if (result != MGR_OK) return result;
+    if (!mgr__marker_known(&picture.marker)) {
+        result = mgr__manager_fail(m, MGR_INVALID, "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
+                                   picture.marker.placement, (unsigned long long)picture.marker.placement_version, MGR__PLACEMENT_VERSION);
+        mgr__picture_free(&picture);
+        return result;
+    }
     memset(&set, 0, sizeof set);
     mgr__arena_init(&set.arena, &m->heap);
     uint64_t index = picture.index;

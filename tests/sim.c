@@ -8,7 +8,9 @@
  * faults are frequent in some runs and rare in most. At every step at most one
  * instance works on a partition, and fences of a partition grow (invariant 1);
  * once the faults have ended each partition is worked on exactly once
- * (invariant 2). Everything an instance has besides its core is modelled here:
+ * (invariant 2). In a third of the runs the service is placed by slots: then no two
+ * members ever have one slot's key, and in the end each has one and the numbers that
+ * nobody has are free again. Everything an instance has besides its core is modelled here:
  * a keeper with the lease word, work that takes its time to end, a clock that
  * drifts by up to 1 in 1,000, requests that get lost, land late or land twice. */
 #define MANAGER_IMPLEMENTATION
@@ -69,6 +71,7 @@ typedef struct sim {
     const char  *part_list[SIM_PARTS_MAX];
     uint64_t     top_fence[SIM_PARTS_MAX];
     int64_t      ended_at[SIM_PARTS_MAX];   /* when its last work ended */
+    bool         slots;                 /* placed by slots */
     bool         calm;                  /* no faults but planned leaves and killed managers, one at a time: nobody may dawdle */
     int64_t      disturbed_at;
     sim_message  messages[SIM_MESSAGES_MAX];
@@ -77,6 +80,7 @@ typedef struct sim {
     bool         faults, trace;
     /* rates, per run: mean ms between two of a kind; 0: never */
     uint32_t     every_crash, every_host_death, every_freeze, every_cut, every_destroy, every_delete, every_stall, every_leave, every_evict;
+    uint32_t     grace_ms;              /* some runs: a dead instance's share is kept for its return */
     uint32_t     lose_per_mille, late_per_mille, slow_ms, slow_per_mille, watch_lag_ms;
     uint64_t     starts, crashes, handovers;
     const char  *bad;
@@ -175,13 +179,52 @@ static void sim_apply_list(sim *s, sim_answer *to, mgr__str prefix)
     to->a.index = dc_prefix_index(&s->store, prefix);
 }
 
+static bool sim_has(mgr__str text, const char *part)
+{
+    size_t len = strlen(part);
+    for (size_t at = 0; at + len <= text.len; at++) if (memcmp(text.at + at, part, len) == 0) return true;
+    return false;
+}
+
+/* Whose slot is it, when he has no other and his own key stands? "": nobody's. The text is `id`. */
+static const char *sim_slot_owner(sim *s, mgr__str slot_key, char id[16])
+{
+    mgr__kv kvs[64], own[16];
+    char key[64], quoted[24];
+    size_t count = dc_list(&s->store, mgr__str_of("manager/svc/cluster/slots/"), kvs, MGR__COUNT(kvs));
+    for (int i = 0; i < s->instance_count; i++) {
+        size_t has = 0;
+        bool named = false;
+        snprintf(quoted, sizeof quoted, "\"%s\"", s->in[i].id);
+        for (size_t k = 0; k < count && k < MGR__COUNT(kvs); k++) {
+            if (!sim_has(kvs[k].value, quoted)) continue;
+            has++;
+            named = named || mgr__str_eq(kvs[k].key, slot_key);
+        }
+        snprintf(key, sizeof key, "manager/svc/cluster/instances/%s", s->in[i].id);
+        if (!named || has > 1 || dc_list(&s->store, mgr__str_of(key), own, MGR__COUNT(own)) < 1) continue;
+        mgr__copy_text(id, 16, mgr__str_of(s->in[i].id));
+        return id;
+    }
+    return "";
+}
+
 static void sim_apply_txn(sim *s, sim_answer *to, const mgr__request *r)
 {
     mgr__kv kvs[256];
     size_t count = MGR__COUNT(kvs);
+    char owner[16], quoted[24];
+    const char *robbed = "";
+    for (size_t i = 0; i < r->op_count; i++) {      /* invariant: nobody takes the slot of a member */
+        if (r->ops[i].verb == MGR__CHECK_INDEX || !mgr__str_starts(r->ops[i].key, "manager/svc/cluster/slots/") || !r->ops[i].value.len) continue;
+        const char *had = sim_slot_owner(s, r->ops[i].key, owner);
+        snprintf(quoted, sizeof quoted, "\"%s\"", had);
+        if (*had && !sim_has(r->ops[i].value, quoted)) robbed = had;
+    }
     bool done = dc_txn(&s->store, s->now, r->ops, r->op_count, kvs, &count, to->a.failed, &to->a.failed_count);
     to->a.outcome = done ? MGR__OUTCOME_OK : MGR__OUTCOME_CONFLICT;
     if (done) sim_keep_kvs(to, kvs, count);
+    if (done && *robbed) sim_fail(s, "the slot of a member was taken by another", robbed, "");
 }
 
 static void sim_apply_register(sim *s, const mgr__request *r)
@@ -424,6 +467,8 @@ static void sim_boot(sim *s, int index)
     config.delay_ms = SIM_DELAY_MS;
     config.session_ttl_ms = SIM_TTL_MS;
     config.settle_ms = 200;
+    config.placement = s->slots ? MGR_PLACEMENT_SLOTS : MGR_PLACEMENT_RUSH;
+    config.rejoin_grace_ms = s->grace_ms;
     config.seed = mgr__rng_next(&s->rng);
     mgr__buf_init(&error, &s->heap, 4096);
     in->exists = in->core_alive = true;
@@ -552,7 +597,8 @@ static void sim_delete_key(sim *s)
     uint32_t failed[MGR__TXN_OPS_MAX];
     size_t count = 4, failed_count;
     int p = (int)sim_below(s, (uint32_t)s->part_count);
-    if (sim_chance(s, 300)) snprintf(key, sizeof key, "manager/svc/cluster/instances/i%d", (int)sim_below(s, (uint32_t)s->instance_count));
+    if (s->slots && sim_chance(s, 300)) snprintf(key, sizeof key, "manager/svc/cluster/slots/%d", 1 + (int)sim_below(s, (uint32_t)s->instance_count));
+    else if (sim_chance(s, 300)) snprintf(key, sizeof key, "manager/svc/cluster/instances/i%d", (int)sim_below(s, (uint32_t)s->instance_count));
     else snprintf(key, sizeof key, "manager/svc/owners/%d", p);
     mgr__kv now[1];
     if (dc_list(&s->store, mgr__str_of(key), now, 1) < 1 || !mgr__str_is(now[0].key, key)) return;
@@ -619,6 +665,24 @@ static void sim_step(sim *s)
     for (int i = 0; i < s->instance_count; i++) if (s->in[i].exists) sim_instance_step(s, i);
 }
 
+/* Once all is settled: as many slots as members, and of each its own. That none has
+ * two, and no two have one, follows. */
+static void sim_judge_slots(sim *s)
+{
+    mgr__picture picture;
+    mgr__root root;
+    mgr__kv kvs[200];
+    mgr__root_make(&root, &s->heap, mgr__str_of("manager"), mgr__str_of("svc"));
+    size_t count = dc_list(&s->store, mgr__str_of("manager/svc/cluster/"), kvs, MGR__COUNT(kvs));
+    if (count > MGR__COUNT(kvs) || !mgr__picture_read(&picture, &s->heap, &root, 1, kvs, count)) { sim_fail(s, "the last picture cannot be read", "", ""); return; }
+    for (size_t i = 0; i < picture.member_count; i++) {
+        const mgr__member *m = &picture.members[i];
+        if (m->alive && !m->slot_index) sim_fail(s, "a member without a slot's key at the end", m->id.at, "");
+    }
+    if (picture.slot_count != picture.member_count) sim_fail(s, "a slot's key is left over at the end", "", "");
+    mgr__picture_free(&picture);
+}
+
 /* Exactly one works on each partition, and under the latest fence. */
 static void sim_judge(sim *s)
 {
@@ -627,6 +691,7 @@ static void sim_judge(sim *s)
         for (int i = 0; i < s->instance_count; i++) owners += s->in[i].work[p].alive;
         if (owners != 1) sim_fail(s, owners ? "two owners at the end" : "no owner after healing", "", s->part_names[p]);
     }
+    if (s->slots) sim_judge_slots(s);
 }
 
 static uint32_t sim_rate(sim *s, uint32_t mean) { return sim_chance(s, 450) ? 0 : mean / 3 + sim_below(s, mean * 2); }
@@ -659,6 +724,11 @@ static void sim_setup(sim *s, uint64_t seed)
     s->watch_lag_ms = sim_chance(s, 500) ? 0 : sim_below(s, 5000);
     s->calm = sim_chance(s, 200);
     if (s->calm) { s->lose_per_mille = s->late_per_mille = 0; s->slow_per_mille = 200; s->slow_ms = 60; s->watch_lag_ms = 0; s->part_count = 1 + s->part_count / 6; }
+    mgr__rng more;      /* of its own: what a seed meant before there were slots it means still */
+    more.state = mgr__mix64(seed ^ 0x510753);
+    s->slots = mgr__rng_below(&more, 3) == 0;
+    s->grace_ms = s->slots && !s->calm && mgr__rng_below(&more, 3) == 0 ? 6000 : 0;
+    bool at_once = s->slots && mgr__rng_below(&more, 2) == 0;
     for (int i = 0; i < s->instance_count; i++) {
         sim_instance *in = &s->in[i];
         snprintf(in->id, sizeof in->id, "i%d", i);
@@ -668,6 +738,7 @@ static void sim_setup(sim *s, uint64_t seed)
         in->exists = true;
         in->restart_at = s->now + sim_below(s, 5000) + (sim_chance(s, 200) ? 20000 : 0);
         in->thaw_at = MGR__NEVER;
+        if (at_once) in->restart_at = s->now + 1000 * (1 + i / 3);      /* three joiners at a time */
     }
 }
 

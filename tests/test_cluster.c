@@ -1024,9 +1024,9 @@ TEST(the_setter_begins_again_after_a_conflict_but_not_for_ever)
     setting_start(&t, numbers, 3, 0);
     put(w, "sets/x", "[[0,0]]");
     for (int i = 0; mgr__setter_busy(&t.s) && i < 1000; i++) {
-        char other[60];
+        char other[100];
         setting_step(&t, MGR__OUTCOME_OK);
-        snprintf(other, sizeof other, "{\"hash\":\"x\",\"count\":%d}", i);
+        snprintf(other, sizeof other, "{\"hash\":\"x\",\"count\":%d,\"placement\":\"rush\",\"placement_version\":1}", i);
         if (t.s.state == MGR__SETTER_WRITE) put(w, "cluster/partitions", other);
     }
     CHECK_INT(t.s.result, MGR_CONFLICT);
@@ -1460,7 +1460,7 @@ static void command_set(world *w, box *b, size_t count)
     mgr__set set;
     mgr__str bad;
     CHECK(!mgr__set_make(&set, &w->heap, numbers, count, &bad));
-    mgr__cluster_command_set(&b->core, &set);
+    mgr__cluster_command_set(&b->core, &set, MGR_PLACEMENT_DEFAULT);
     box_pump(w, b);
 }
 
@@ -2474,7 +2474,7 @@ TEST(a_set_changed_on_command_is_followed)
     run(w, 1500);
     CHECK(works_count(a) == 1 && works_count(b) == 1);
     mgr__set_make(&set, &w->heap, numbers + 1, 7, &bad);
-    mgr__cluster_command_set(&b->core, &set);
+    mgr__cluster_command_set(&b->core, &set, MGR_PLACEMENT_DEFAULT);
     box_pump(w, b);
     run(w, 1000);
     CHECK_INT(works_count(a) + works_count(b), 7);
