@@ -2645,6 +2645,292 @@ TEST(a_wiped_store_is_set_up_anew_as_lost)
 
 /* ---- the core: without memory ---- */
 
+/* ---- the core: slots ---- */
+
+static box *slots_open(world *w, int at, const char *id, size_t part_count)
+{
+    mgr__cluster_config config = config_of(id, part_count);
+    config.placement = MGR_PLACEMENT_SLOTS;
+    return box_open_as(w, at, id, &config);
+}
+
+/* The slot's key names this instance; "": there is none. */
+static bool slot_is(world *w, uint32_t number, const char *id)
+{
+    char key[40], quoted[40];
+    snprintf(key, sizeof key, "cluster/slots/%u", (unsigned)number);
+    snprintf(quoted, sizeof quoted, "{\"instance\":\"%s\"}", id);
+    return *id ? value_has(w, key, quoted) : look(w, key).modify_index == 0;
+}
+
+/* Slots 1 2 3 are of a, b and c. */
+static void slots_three(world *w)
+{
+    slots_open(w, 0, "a", 6);
+    run(w, 2000);
+    slots_open(w, 1, "b", 0);
+    run(w, 2000);
+    slots_open(w, 2, "c", 0);
+    run(w, 3000);
+    CHECK(slot_is(w, 1, "a") && slot_is(w, 2, "b") && slot_is(w, 3, "c"));
+    for (int i = 0; i < 3; i++) CHECK_INT(works_count(&w->boxes[i]), 2);
+}
+
+TEST(slots_are_claimed_with_the_key_and_freed_with_it)
+{
+    world *w = the_world();
+    slots_three(w);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"slots\",\"placement_version\":1"));
+    CHECK(asked(&w->boxes[1], "txn absent cluster/instances/b; cas cluster/slots/2; lock cluster/instances/b;"));
+    CHECK(!said(&w->boxes[1], "is placed by"));      /* what it was told is what stands */
+    box_dies(&w->boxes[1]);
+    run(w, 30000);
+    CHECK(asked(&w->boxes[0], "delete cluster/instances/b; delete cluster/slots/2;") || asked(&w->boxes[2], "delete cluster/instances/b; delete cluster/slots/2;"));
+    CHECK(slot_is(w, 2, "") && slot_is(w, 3, "c"));
+    CHECK(works_count(&w->boxes[0]) == 3 && works_count(&w->boxes[2]) == 3);
+    slots_open(w, 3, "d", 0);
+    run(w, 3000);
+    CHECK(slot_is(w, 2, "d"));                       /* the lowest that is free */
+    mgr__cluster_leave(&w->boxes[0].core);
+    box_pump(w, &w->boxes[0]);
+    run(w, 3000);
+    CHECK(slot_is(w, 1, "") && slot_is(w, 2, "d") && slot_is(w, 3, "c"));
+    CHECK(works_count(&w->boxes[2]) == 3 && works_count(&w->boxes[3]) == 3);
+    world_end(w);
+}
+
+TEST(two_joiners_at_once_never_share_a_slot)
+{
+    world *w = the_world();
+    box *a = slots_open(w, 0, "a", 6);
+    run(w, 2000);
+    box *b = slots_open(w, 1, "b", 0);
+    mgr__errand *e = hold(w, b, MGR__TASK_JOIN);
+    b->blocked[MGR__LANE_WATCH] = true;             /* it does not see that another was quicker */
+    box *c = slots_open(w, 2, "c", 0);
+    run(w, 1000);
+    CHECK(slot_is(w, 2, "c"));
+    CHECK(e->out && e->task == MGR__TASK_JOIN);
+    b->hold = MGR__TASK_NONE;
+    run(w, 300);
+    CHECK(times(&b->asked, "cas cluster/slots/2;") > 1 && !said(b, "entered"));     /* again and again, for that is all it knows */
+    b->blocked[MGR__LANE_WATCH] = false;
+    run(w, 3000);
+    CHECK(slot_is(w, 2, "c") && slot_is(w, 3, "b"));
+    CHECK(times(&b->asked, "create") == 1 && said(b, "entered"));        /* in the same life */
+    CHECK(works_count(a) == 2 && works_count(b) == 2 && works_count(c) == 2);
+    world_end(w);
+}
+
+/* Many at once: each transaction that is lost was another's success. */
+TEST(a_crowd_of_joiners_is_numbered_without_gaps)
+{
+    static const char *const ids[BOXES] = { "i0", "i1", "i2", "i3" }, *const keys[BOXES] = { "cluster/slots/1", "cluster/slots/2", "cluster/slots/3", "cluster/slots/4" };
+    world *w = the_world();
+    for (int i = 0; i < BOXES; i++) slots_open(w, i, ids[i], 8);
+    run(w, 10000);
+    int all = 0, lost = 0;
+    for (int i = 0; i < BOXES; i++) {
+        CHECK(look(w, keys[i]).modify_index && times(&w->boxes[i].asked, "create") == 1);
+        lost += times(&w->boxes[i].asked, "cas cluster/slots/") - 1;
+    }
+    CHECK(lost > 0);
+    for (int i = 0; i < BOXES; i++) all += works_count(&w->boxes[i]);
+    CHECK_INT(all, 8);
+    world_end(w);
+}
+
+TEST(a_start_within_the_grace_gets_its_slot_back)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("b", 0);
+    config.rejoin_grace_ms = 60000;
+    slots_open(w, 0, "a", 6);
+    run(w, 2000);
+    box *b = box_open_as(w, 1, "b", &config);
+    run(w, 3000);
+    CHECK(slot_is(w, 2, "b") && works_count(b) == 3);
+    uint64_t index = look(w, "cluster/slots/2").modify_index;
+    box_dies(b);
+    run(w, 20000);
+    slots_open(w, 2, "c", 0);                       /* the slot of the dead one is not free */
+    run(w, 3000);
+    CHECK(slot_is(w, 2, "b") && slot_is(w, 3, "c"));
+    b = box_open_as(w, 1, "b", &config);
+    run(w, 3000 + DELAY_MS);
+    CHECK(asked(b, "check-index cluster/slots/2; lock cluster/instances/b;"));
+    CHECK(look(w, "cluster/slots/2").modify_index == index && works_count(b) == 2);
+    world_end(w);
+}
+
+TEST(slots_changed_by_hand_are_mended)
+{
+    world *w = the_world();
+    slots_three(w);
+    for (int i = 0; i < 3; i++) forget(&w->boxes[i]);
+    remove_key(w, "cluster/slots/2");
+    run(w, 1500);
+    CHECK(slot_is(w, 2, "b"));                       /* claimed anew; nothing moved */
+    for (int i = 0; i < 3; i++) CHECK(works_count(&w->boxes[i]) == 2 && !said(&w->boxes[i], "begin"));
+    put(w, "cluster/slots/1", "{\"instance\":\"c\"}");      /* c has two now, and a none */
+    run(w, 4000);
+    CHECK(slot_is(w, 1, "c") && slot_is(w, 2, "b") && slot_is(w, 3, "a"));
+    put(w, "cluster/slots/9", "{\"instance\":\"nobody\"}");
+    put(w, "cluster/slots/8", "what");
+    run(w, 1500);
+    CHECK(slot_is(w, 8, "") && slot_is(w, 9, ""));
+    put(w, "cluster/slots/2", "what");              /* b's: nobody can read it, so it is mended */
+    run(w, 1500);
+    CHECK(slot_is(w, 2, "b"));
+    int all = 0;
+    for (int i = 0; i < 3; i++) all += works_count(&w->boxes[i]);
+    CHECK_INT(all, 6);
+    world_end(w);
+}
+
+/* Whatever the keys say, all compute one map, and it is total. */
+TEST(any_picture_of_slots_makes_a_map)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__picture p;
+    mgr__set set;
+    mgr__str bad;
+    mgr__kv kvs[12];
+    uint32_t owners[8], counts[4] = { 0, 0, 0, 0 };
+    size_t n = 0;
+    kvs[n++] = kv_of(IN "instances/a", "{\"life\":\"L1\",\"weight\":1}", "L1", 9);
+    kvs[n++] = kv_of(IN "instances/b", "{\"life\":\"L2\",\"weight\":1}", "L2", 5);
+    kvs[n++] = kv_of(IN "instances/c", "{\"life\":\"L3\",\"weight\":7}", "L3", 7);
+    kvs[n++] = kv_of(IN "instances/d", "{\"life\":\"L4\",\"weight\":1}", "L4", 6);
+    kvs[n++] = kv_of(IN "partitions", "{\"hash\":\"h\",\"placement\":\"slots\",\"placement_version\":1}", "", 7);
+    kvs[n++] = kv_of(IN "slots/2", "{\"instance\":\"d\"}", "", 8);
+    kvs[n++] = kv_of(IN "slots/4", "{\"instance\":\"d\"}", "", 8);
+    kvs[n++] = kv_of(IN "slots/0", "{\"instance\":\"a\"}", "", 8);        /* no number of ours, like the next three */
+    kvs[n++] = kv_of(IN "slots/01", "{\"instance\":\"a\"}", "", 8);
+    kvs[n++] = kv_of(IN "slots/x", "{\"instance\":\"a\"}", "", 8);
+    kvs[n++] = kv_of(IN "slots/99999", "{\"instance\":\"a\"}", "", 8);
+    kvs[n++] = kv_of(IN "slots/3", "{\"instance\":\"gone\"}", "", 8);
+    CHECK(picture_of(&p, &heap, kvs, n));
+    /* d has 2, for it is the lower one; the others are numbered by age, around it. */
+    static const uint32_t wanted[] = { 4, 1, 3, 2 };
+    for (int i = 0; i < 4; i++) CHECK_INT(p.members[i].slot, wanted[i]);
+    CHECK(p.free_slot == 5 && p.members[3].slot_index == 8 && !p.members[0].slot_index);
+    CHECK(!mgr__set_make(&set, &heap, numbers, 8, &bad));
+    CHECK_INT(mgr__picture_map(&p, &heap, &set, owners), MGR_OK);
+    for (int x = 0; x < 8; x++) { CHECK(owners[x] < 4); counts[owners[x] % 4]++; }
+    for (int i = 0; i < 4; i++) CHECK_INT(counts[i], 2);        /* weights count as equal here */
+    CHECK(mgr__picture_odd_weight(&p, 0, mgr__str_of("")) == &p.members[2]);
+    mgr__picture_free(&p);
+    kvs[4] = kv_of(IN "partitions", "{\"hash\":\"h\",\"placement\":\"slots\",\"placement_version\":2}", "", 7);
+    CHECK(picture_of(&p, &heap, kvs, n));
+    CHECK_INT(mgr__picture_map(&p, &heap, &set, owners), MGR_INVALID);
+    mgr__picture_free(&p);
+    mgr__set_free(&set);
+}
+
+TEST(a_start_does_not_change_the_placement_and_a_command_does)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 2000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"rush\""));
+    box *b = slots_open(w, 1, "b", 6);
+    run(w, 3000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"rush\"") && slot_is(w, 1, ""));
+    CHECK_INT(times(&b->log, "is placed by \"rush\", not by \"slots\" as this instance was told"), 1);
+    CHECK(!said(a, "is placed by") && works_count(a) == 3 && works_count(b) == 3);
+    mgr__cluster_command_set(&a->core, NULL, MGR_PLACEMENT_SLOTS);
+    box_pump(w, a);
+    run(w, 3000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"slots\"") && value_has(w, "cluster/partitions", "\"count\":6"));
+    CHECK(slot_is(w, 1, "a") && slot_is(w, 2, "b"));
+    CHECK(said(a, "placed by \"slots\" from now on") && said(b, "placed by \"slots\" from now on"));
+    CHECK(works_count(a) == 3 && works_count(b) == 3);
+    uint64_t index = look(w, "cluster/partitions").modify_index;
+    mgr__cluster_command_set(&b->core, NULL, MGR_PLACEMENT_SLOTS);       /* it is so already: nothing is written */
+    box_pump(w, b);
+    run(w, 500);
+    CHECK_INT(look(w, "cluster/partitions").modify_index, index);
+    mgr__set set;
+    mgr__str bad;
+    CHECK(!mgr__set_make(&set, &w->heap, numbers, 8, &bad));
+    mgr__cluster_command_set(&b->core, &set, MGR_PLACEMENT_RUSH);        /* and back, with a new set, in one step */
+    box_pump(w, b);
+    run(w, 3000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"rush\"") && value_has(w, "cluster/partitions", "\"count\":8"));
+    CHECK(works_count(a) == 4 && works_count(b) == 4);
+    command_set(w, a, 6);                           /* a set alone leaves the placement as it is */
+    run(w, 3000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement\":\"rush\""));
+    world_end(w);
+}
+
+static void marker_version(world *w, const char *placement, int version)
+{
+    mgr__kv marker = look(w, "cluster/partitions");
+    char value[700], was[300];
+    snprintf(was, sizeof was, "%.*s", (int)marker.value.len, marker.value.at);
+    char *at = strstr(was, "\"placement\"");
+    CHECK(at != NULL);
+    if (!at) return;
+    *at = 0;
+    snprintf(value, sizeof value, "%s\"placement\":\"%s\",\"placement_version\":%d,\"delay_max\":%d,\"fence_base\":0,\"replaced\":[]}", was, placement, version, DELAY_MS);
+    put(w, "cluster/partitions", value);
+}
+
+TEST(a_placement_of_a_newer_program_is_refused_and_left_alone)
+{
+    world *w = the_world();
+    box *a = slots_open(w, 0, "a", 6);
+    run(w, 2000);
+    marker_version(w, "slots", 99);
+    uint64_t index = look(w, "cluster/partitions").modify_index;
+    box *b = slots_open(w, 1, "b", 0);
+    run(w, 2000);
+    CHECK(!b->alive && b->result == MGR_INVALID && said(b, "placed by policy \"slots\" version 99, this program knows \"rush\" and \"slots\" version 1"));
+    b = box_open(w, 1, "b", 4);                      /* nor does one with a set of its own overwrite it */
+    run(w, 2000);
+    CHECK(!b->alive && b->result == MGR_INVALID);
+    CHECK_INT(times(&a->log, "version 99 from now on"), 1);
+    CHECK(works_count(a) == 6 && look(w, "cluster/partitions").modify_index == index);
+    command_set(w, a, 8);                            /* a new set is refused; a command that names a policy is not */
+    run(w, 2000);
+    CHECK(said(a, "use a manager.h that knows it") && look(w, "cluster/partitions").modify_index == index);
+    mgr__cluster_command_set(&a->core, NULL, MGR_PLACEMENT_SLOTS);
+    box_pump(w, a);
+    run(w, 2000);
+    CHECK(value_has(w, "cluster/partitions", "\"placement_version\":1") && works_count(a) == 6);
+    b = box_open(w, 1, "b", 0);
+    run(w, 3000);
+    CHECK(works_count(a) == 3 && works_count(b) == 3);
+    world_end(w);
+}
+
+TEST(slots_refuse_a_joiner_of_another_weight)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("b", 0);
+    box *a = slots_open(w, 0, "a", 6);
+    run(w, 2000);
+    config.weight = 2;
+    box *b = box_open_as(w, 1, "b", &config);
+    run(w, 2000);
+    CHECK(!b->alive && b->result == MGR_INVALID && said(b, "instance a has weight 1, this one 2"));
+    CHECK_INT(works_count(a), 6);
+    mgr__cluster_command_set(&a->core, NULL, MGR_PLACEMENT_RUSH);
+    box_pump(w, a);
+    run(w, 1000);
+    b = box_open_as(w, 1, "b", &config);
+    run(w, 3000);
+    CHECK(works_count(a) == 2 && works_count(b) == 4);
+    mgr__cluster_command_set(&a->core, NULL, MGR_PLACEMENT_SLOTS);       /* mgr_set_placement looks before; a picture may be behind */
+    box_pump(w, a);
+    run(w, 3000);
+    CHECK(works_count(a) == 3 && works_count(b) == 3);
+    CHECK(said(a, "placement slots is for equal weights") && said(b, "placement slots is for equal weights"));
+    world_end(w);
+}
+
 static void *failing(void *user, void *ptr, size_t old_bytes, size_t new_bytes)
 {
     long *left = (long *)user;
@@ -2771,5 +3057,14 @@ int main(int argc, char **argv)
     RUN(a_lock_below_all_that_was_seen_starts_no_work);
     RUN(a_wiped_store_is_set_up_anew_as_lost);
     RUN(the_core_survives_any_failed_allocation);
+    RUN(slots_are_claimed_with_the_key_and_freed_with_it);
+    RUN(two_joiners_at_once_never_share_a_slot);
+    RUN(a_crowd_of_joiners_is_numbered_without_gaps);
+    RUN(a_start_within_the_grace_gets_its_slot_back);
+    RUN(slots_changed_by_hand_are_mended);
+    RUN(any_picture_of_slots_makes_a_map);
+    RUN(a_start_does_not_change_the_placement_and_a_command_does);
+    RUN(a_placement_of_a_newer_program_is_refused_and_left_alone);
+    RUN(slots_refuse_a_joiner_of_another_weight);
     return test__end();
 }
