@@ -224,6 +224,7 @@ typedef struct options {
     int      stop_signal;
     mgr_isolate isolate;
     const char *run_dir;
+    mgr_placement placement;
     bool     once, shell, json, watch, yes, log_json;
     char     fault[256];            /* where a setter writes a text that it has to compose */
 } options;
@@ -321,6 +322,20 @@ static const char *set_isolate(options *o, void *field, const char *value)
         return NULL;
     }
     return "is none of auto, none, cgroup, pidns";
+}
+
+static const char *placement_word(mgr_placement placement) { return placement == MGR_PLACEMENT_SLOTS ? "slots" : "rush"; }
+
+static const char *set_placement(options *o, void *field, const char *value)
+{
+    static const mgr_placement KNOWN[] = { MGR_PLACEMENT_RUSH, MGR_PLACEMENT_SLOTS };
+    (void)o;
+    for (size_t i = 0; i < sizeof KNOWN / sizeof *KNOWN; i++) {
+        if (strcmp(value, placement_word(KNOWN[i])) != 0) continue;
+        *(mgr_placement *)field = KNOWN[i];
+        return NULL;
+    }
+    return "is none of rush, slots";
 }
 
 static const char *set_log_format(options *o, void *field, const char *value)
@@ -459,6 +474,9 @@ static const option OPTIONS[] = {
     {"partitions", 'p', "LIST", RUN, set_list, AT(partitions), "the partition set; without it, the one that stands"},
     {"partitions", 'p', "LIST", DEV, set_list, AT(partitions), "the partition set; required without --consul, whose agent may have one"},
     {"partitions", 'p', "LIST", PLAN, set_list, AT(partitions), "as if this were the partition set; without it, the one that stands"},
+    {"placement", 0, "POLICY", RUN | DEV, set_placement, AT(placement), "rush or slots: of a first set; one that stands is followed. Default rush"},
+    {"placement", 0, "POLICY", PARTITIONS, set_placement, AT(placement), "rush or slots: how they are placed from now on; default as before"},
+    {"placement", 0, "POLICY", PLAN, set_placement, AT(placement), "as if they were placed by rush or slots; without it, as the service is"},
     {"count", 'n', "INSTANCES", DEV, set_dev_count, AT(dev_count), "how many instances; default 3"},
     {"once", 0, NULL, RUN | DEV, set_flag, AT(once), "run COMMAND once a partition, instead of restarting it when it ends"},
     {"shell", 0, NULL, RUN | DEV, set_flag, AT(shell), "COMMAND is one argument, for sh -c; nothing in it is replaced"},
@@ -616,8 +634,9 @@ static int parse_words(program *p)
         say(p, "no command given: put it last, after --, as in manager %s %s", c->name, c->synopsis);
         return EXIT_USAGE;
     }
-    if (c->word && p->word_count != 1) {
-        say(p, "needs exactly one %s: manager %s %s", c->word, c->name, c->synopsis);
+    bool optional = c->bit == PARTITIONS && p->opt.placement;
+    if (c->word && p->word_count != 1 && !(optional && !p->word_count)) {
+        say(p, "needs exactly one %s%s: manager %s %s", c->word, c->bit == PARTITIONS ? ", or --placement" : "", c->name, c->synopsis);
         return EXIT_USAGE;
     }
     if (p->opt.shell && p->word_count > 1) {
@@ -929,8 +948,10 @@ static void instance_notes(text *out, const mgr_view_instance *i)
 static void view_instances(text *out, const mgr_view *view)
 {
     static const char *const HEADS[] = { "INSTANCE", "ALIVE", "WEIGHT", "OWNED", "LEASE", "NODE", "NOTES" };
+    static const char *const NUMBERED[] = { "INSTANCE", "ALIVE", "SLOT", "OWNED", "LEASE", "NODE", "NOTES" };   /* all weigh the same */
+    bool slots = view->placement == MGR_PLACEMENT_SLOTS;
     table t;
-    table_head(&t, HEADS, sizeof HEADS / sizeof *HEADS);
+    table_head(&t, slots ? NUMBERED : HEADS, sizeof HEADS / sizeof *HEADS);
     for (size_t n = 0; n < view->instance_count; n++) {
         const mgr_view_instance *i = &view->instances[n];
         text notes = { NULL, 0, 0, false }, lease = { NULL, 0, 0, false };
@@ -938,7 +959,7 @@ static void view_instances(text *out, const mgr_view *view)
         text_duration(&lease, i->lease_ms);
         cell_add(&t, PLAIN, "%s", i->id);
         cell_add(&t, i->alive ? GREEN : RED, "%s", i->alive ? "yes" : "no");
-        cell_add(&t, PLAIN, "%u", (unsigned)i->weight);
+        cell_add(&t, PLAIN, "%u", (unsigned)(slots ? i->slot : i->weight));
         cell_add(&t, PLAIN, "%u", (unsigned)i->owned);
         cell_add(&t, PLAIN, "%s", text_of(&lease));
         cell_add(&t, PLAIN, "%s", i->node ? i->node : "");
@@ -1033,6 +1054,7 @@ static void view_summary(text *out, const mgr_view *view)
     text_format(out, ": %zu assumed", counts[MGR_VIEW_ASSUMED]);
     for (size_t i = 0; i < sizeof ORDER / sizeof *ORDER; i++)
         if (counts[ORDER[i]]) text_format(out, ", %zu %s", counts[ORDER[i]], SHOWN[ORDER[i]].word);
+    if (view->placement == MGR_PLACEMENT_SLOTS) text_add(out, "; placed by slots");
     text_add(out, "; ");
     text_coloured(out, view->converged ? GREEN : YELLOW, view->converged ? "converged" : "not converged");
     if (!n.alive) text_format(out, "; no instance is alive: start one with manager run -s %s -- COMMAND", view->service_id);
@@ -1055,12 +1077,13 @@ static void view_json(text *out, const mgr_view *view)
     static const char *const STATES[] = { "assigned", "assumed", "unplaceable" };
     text_add(out, "{\"service\":");
     text_json(out, view->service_id);
-    text_format(out, ",\"index\":%llu,\"converged\":%s,\"instances\":[",
-                (unsigned long long)view->index, json_bool(view->converged));
+    text_format(out, ",\"index\":%llu,\"converged\":%s,\"placement\":\"%s\",\"instances\":[",
+                (unsigned long long)view->index, json_bool(view->converged), placement_word(view->placement));
     for (size_t n = 0; n < view->instance_count; n++) {
         const mgr_view_instance *i = &view->instances[n];
         text_add(out, n ? ",{\"id\":" : "{\"id\":");
         text_json(out, i->id);
+        if (view->placement == MGR_PLACEMENT_SLOTS) text_format(out, ",\"slot\":%u", (unsigned)i->slot);
         text_format(out, ",\"alive\":%s,\"weight\":%u,\"draining\":%s,\"joined\":%llu,\"owned\":%u,\"refuses\":[",
                     json_bool(i->alive), (unsigned)i->weight, json_bool(i->draining),
                     (unsigned long long)i->joined, (unsigned)i->owned);
@@ -1309,6 +1332,7 @@ static void describe_run(program *p, mgr_desc *desc)
     desc->tag_count = o->tags.count;
     desc->partitions = o->partitions.count ? list_names(&o->partitions) : NULL;
     desc->partition_count = o->partitions.count;
+    desc->placement = o->placement;
     desc->lease_ms = o->lease_ms;
     desc->delay_ms = o->delay_ms;
     desc->session_ttl_ms = o->ttl_ms;
@@ -1778,16 +1802,29 @@ static int admin_done(program *p, mgr *m, mgr_result result, const char *done)
     return code;
 }
 
+static mgr_result partitions_set(program *p, mgr *m, const list *names)
+{
+    const char *const *set = names->count ? list_names(names) : NULL;
+    return p->opt.placement ? mgr_set_placement(m, p->opt.placement, set, names->count) : mgr_set_partitions(m, set, names->count);
+}
+
 static int cmd_partitions(program *p)
 {
     mgr *m = NULL;
     list names = { NULL, 0, 0 };
-    char done[400];
-    const char *fault = set_list(&p->opt, &names, p->words[0]);
+    text done = { NULL, 0, 0, false };
+    const char *fault = p->word_count ? set_list(&p->opt, &names, p->words[0]) : NULL;
     int code = fault ? EXIT_USAGE : observe(p, &m);
     if (fault) say(p, "LIST \"%s\" %s", p->words[0], fault);
-    snprintf(done, sizeof done, "%s has %zu partition%s now", p->opt.service, names.count, names.count == 1 ? "" : "s");
-    if (!code) code = admin_done(p, m, mgr_set_partitions(m, list_names(&names), names.count), done);
+    text_add(&done, p->opt.service);
+    if (names.count) {
+        text_add(&done, " has ");
+        text_count(&done, names.count, "partition");
+        text_add(&done, " now");
+    }
+    if (p->opt.placement) text_format(&done, "%s is placed by %s now", names.count ? ", and" : "", placement_word(p->opt.placement));
+    if (!code) code = admin_done(p, m, partitions_set(p, m, &names), text_of(&done));
+    text_free(&done);
     list_free(&names);
     return code;
 }
@@ -1844,14 +1881,17 @@ static int cmd_evict(program *p)
  * plan: what a change would move
  * ========================================================================== */
 
-typedef struct roster { mgr_member *members; size_t count, cap; } roster;
+typedef struct roster { mgr_member *members; uint32_t *slots; size_t count, cap; } roster;
 
-static void roster_add(roster *r, const char *id, uint32_t weight, uint64_t joined)
+/* slot 0: to be given, see roster_number. */
+static void roster_add(roster *r, const char *id, uint32_t weight, uint64_t joined, uint32_t slot)
 {
     if (r->count == r->cap) {
         r->cap = r->cap ? r->cap * 2 : 16;
         r->members = (mgr_member *)must(realloc(r->members, r->cap * sizeof *r->members));
+        r->slots = (uint32_t *)must(realloc(r->slots, r->cap * sizeof *r->slots));
     }
+    r->slots[r->count] = slot;
     r->members[r->count].id = id;
     r->members[r->count].weight = weight;
     r->members[r->count++].joined = joined;
@@ -1877,7 +1917,39 @@ static bool roster_parse(const program *p, roster *r, char *word)
     if (roster_find(r, word) < r->count) { say(p, "instance %s is there already", word); return false; }
     uint64_t joined = 0;
     for (size_t i = 0; i < r->count; i++) if (r->members[i].joined > joined) joined = r->members[i].joined;
-    roster_add(r, word, (uint32_t)weight, joined + 1);
+    roster_add(r, word, (uint32_t)weight, joined + 1, 0);
+    return true;
+}
+
+static bool roster_has_slot(const roster *r, uint32_t slot)
+{
+    for (size_t i = 0; i < r->count; i++) if (r->slots[i] == slot) return true;
+    return false;
+}
+
+/* As the service would: newcomers take the lowest free slot, one after the other. */
+static void roster_number(roster *r)
+{
+    uint32_t next = 1;
+    for (size_t i = 0; i < r->count; i++) {
+        if (r->slots[i]) continue;
+        while (roster_has_slot(r, next)) next++;
+        r->slots[i] = next++;
+    }
+}
+
+/* Slots are for equal weights, as the service itself will say. */
+static bool roster_fits(const program *p, const roster *r, mgr_placement placement)
+{
+    const mgr_member *first = NULL;
+    for (size_t i = 0; i < r->count && placement == MGR_PLACEMENT_SLOTS; i++) {
+        const mgr_member *member = &r->members[i];
+        if (!member->weight) continue;
+        if (!first) first = member;
+        if (member->weight == first->weight) continue;
+        say(p, "placement slots is for equal weights: %s has %u, %s has %u", first->id, (unsigned)first->weight, member->id, (unsigned)member->weight);
+        return false;
+    }
     return true;
 }
 
@@ -1886,6 +1958,7 @@ static bool roster_remove(const program *p, roster *r, const char *id)
     size_t at = roster_find(r, id);
     if (at == r->count) { say(p, "--remove %s: there is no such instance", id); return false; }
     memmove(r->members + at, r->members + at + 1, (r->count - at - 1) * sizeof *r->members);
+    memmove(r->slots + at, r->slots + at + 1, (r->count - at - 1) * sizeof *r->slots);
     r->count--;
     return true;
 }
@@ -1897,6 +1970,7 @@ typedef struct side {
     const char **owners;            /* NULL: nobody */
     place       *places;
     roster       roster;
+    mgr_placement placement;
     size_t       least, most;       /* partitions of the emptiest and the fullest instance */
 } side;
 
@@ -1946,7 +2020,10 @@ static mgr_result side_map(side *s, const mgr_view *view)
     size_t refusal_count;
     mgr_refusal *refusals = side_refusals(s, view, &refusal_count);
     uint32_t *owners = (uint32_t *)must(calloc(s->count + 1, sizeof *owners));
+    roster_number(&s->roster);
     mgr_result result = s->roster.count == 0 ? MGR_OK
+        : s->placement == MGR_PLACEMENT_SLOTS
+        ? mgr_rush_slots(s->names, s->count, s->roster.members, s->roster.slots, s->roster.count, refusals, refusal_count, owners)
         : mgr_rush_map_refusing(s->names, s->count, s->roster.members, s->roster.count, 1, refusals, refusal_count, owners);
     for (size_t i = 0; i < s->count && s->roster.count; i++)
         s->owners[i] = owners[i] == MGR_RUSH_NOBODY ? NULL : s->roster.members[owners[i]].id;
@@ -1960,6 +2037,7 @@ static void side_free(side *s)
     free(s->owners);
     free(s->places);
     free(s->roster.members);
+    free(s->roster.slots);
 }
 
 typedef struct move { const char *partition, *from, *to; } move;
@@ -2014,9 +2092,10 @@ static void plan_from_view(plan *x, const mgr_view *view, const char **names)
 {
     for (size_t i = 0; i < view->instance_count; i++) {
         const mgr_view_instance *v = &view->instances[i];
-        if (v->alive && !v->evicting) roster_add(&x->after.roster, v->id, v->draining ? 0 : v->weight, v->joined);
-        roster_add(&x->before.roster, v->id, v->alive && !v->joining && !v->draining ? v->weight : 0, v->joined);
+        if (v->alive && !v->evicting) roster_add(&x->after.roster, v->id, v->draining ? 0 : v->weight, v->joined, v->slot);
+        roster_add(&x->before.roster, v->id, v->alive && !v->joining && !v->draining ? v->weight : 0, v->joined, v->slot);
     }
+    x->before.placement = view->placement;
     for (size_t i = 0; i < view->partition_count; i++) names[i] = view->partitions[i].name;
     side_names(&x->before, names, view->partition_count);
     for (size_t i = 0; i < view->partition_count; i++) x->before.owners[i] = view->partitions[i].assigned;
@@ -2029,8 +2108,10 @@ static int plan_on_paper(program *p, plan *x)
         if (!roster_parse(p, &x->after.roster, p->opt.instances.names[i])) return EXIT_USAGE;
     for (size_t i = 0; i < x->after.roster.count; i++) {
         const mgr_member *member = &x->after.roster.members[i];
-        roster_add(&x->before.roster, member->id, member->weight, member->joined);
+        roster_add(&x->before.roster, member->id, member->weight, member->joined, 0);
     }
+    x->before.placement = p->opt.placement;
+    if (!roster_fits(p, &x->before.roster, x->before.placement)) return EXIT_CONFIG;
     side_names(&x->before, list_names(&p->opt.partitions), p->opt.partitions.count);
     mgr_result result = side_map(&x->before, NULL);
     return result == MGR_OK ? EXIT_OK : failed(p, NULL, result);
@@ -2044,6 +2125,8 @@ static int plan_make(program *p, plan *x, const mgr_view *view)
         if (!roster_parse(p, &x->after.roster, p->opt.add.names[i])) return EXIT_USAGE;
     if (p->opt.partitions.count) side_names(&x->after, list_names(&p->opt.partitions), p->opt.partitions.count);
     else side_names(&x->after, x->before.names, x->before.count);
+    x->after.placement = p->opt.placement ? p->opt.placement : x->before.placement;
+    if (!roster_fits(p, &x->after.roster, x->after.placement)) return EXIT_CONFIG;
     mgr_result result = side_map(&x->after, view);
     if (result != MGR_OK) return failed(p, NULL, result);
     plan_moves(x);
@@ -2082,9 +2165,10 @@ static void plan_table(text *out, const plan *x)
     table_end(out, &t);
     text_format(out, "%s%zu of ", x->count ? "\n" : "", x->count);
     text_count(out, x->after.count, "partition");
-    text_format(out, " %s, at least %zu would have to; an instance has %zu to %zu now, %zu to %zu then\n",
+    text_format(out, " %s, at least %zu would have to; an instance has %zu to %zu now, %zu to %zu then%s\n",
                 x->count == 1 ? "moves" : "move", x->least,
-                x->before.least, x->before.most, x->after.least, x->after.most);
+                x->before.least, x->before.most, x->after.least, x->after.most,
+                x->after.placement == MGR_PLACEMENT_SLOTS ? "; placed by slots" : x->before.placement == MGR_PLACEMENT_SLOTS ? "; placed by rush" : "");
 }
 
 static void plan_free(plan *x)
@@ -2473,11 +2557,14 @@ static const command COMMANDS[] = {
      "say why a partition is where it is, or is not running", "", "PARTITION", false, true, cmd_why},
     {"wait", WAIT, "-s SERVICE [--timeout 30s]",
      "wait until every partition is assumed; exit 3 if it is not", "", NULL, false, true, cmd_wait},
-    {"plan", PLAN, "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--partitions LIST] [--json]",
+    {"plan", PLAN, "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--partitions LIST] [--placement POLICY] [--json]",
      "show what a change would move; changes nothing",
      "On paper: manager plan --instances a,b,c --partitions 0..15 --add d\n", NULL, false, false, cmd_plan},
-    {"partitions", PARTITIONS, "-s SERVICE LIST",
-     "change the partition set of a running service", "", "LIST", false, true, cmd_partitions},
+    {"partitions", PARTITIONS, "-s SERVICE [LIST] [--placement POLICY]",
+     "change the partition set of a running service, or how it is placed",
+     "POLICY rush places by weight, and little moves whatever changes. POLICY slots numbers the instances,\n"
+     "which must weigh the same: as little as can moves when one comes or goes, much when the set changes.\n"
+     "A change of policy moves most partitions, once: manager plan --placement shows what.\n", "LIST", false, true, cmd_partitions},
     {"drain", DRAIN, "-s SERVICE INSTANCE",
      "make an instance hand everything over and stay", "", "INSTANCE", false, true, cmd_drain},
     {"undrain", UNDRAIN, "-s SERVICE INSTANCE",

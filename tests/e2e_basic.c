@@ -211,6 +211,123 @@ E2E(an_embedding_joins)
     CHECK_INT(e2e_keys(agent, "embedded", "cluster/instances"), 0);
 }
 
+/* Placed by slots: a join, and the leave of one in the middle, move exactly what they must. */
+E2E(slots_move_exactly_the_least)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    hands before;
+    e2e_instance b;
+    e2e_run(agent, "slots", "a", "-p", "0..15", "--placement", "slots", NULL);
+    b = e2e_run(agent, "slots", "b", "-p", "0..15", "--placement", "slots", NULL);
+    e2e_run(agent, "slots", "c", NULL);
+    if (!e2e_wait_settled(agent, "slots", 3, 16, &view, 20000)) { CHECK(!"settled on three"); return; }
+    CHECK_STR(e2e_spread(&view), "6 5 5");
+    CHECK_INT(e2e_keys(agent, "slots", "cluster/slots/"), 3);
+
+    hands_take(&before, &view);
+    CHECK_INT(e2e_cli("plan", "--consul", agent->address, "-s", "slots", "--add", "d", "--json", NULL), 0);
+    CHECK_INT(e2e_times(e2e_out, "\"to\":\"d\""), 4);
+    CHECK_INT(e2e_times(e2e_out, "\"partition\""), 4);
+    e2e_run(agent, "slots", "d", NULL);
+    if (!e2e_wait_settled(agent, "slots", 4, 16, &later, 20000)) { CHECK(!"settled on four"); return; }
+    CHECK_STR(e2e_spread(&later), "4 4 4 4");
+    CHECK_INT(moved(&before), 4);
+
+    view = later;
+    hands_take(&before, &view);
+    CHECK_INT(e2e_stop(&b), 0);
+    if (!e2e_wait_settled(agent, "slots", 3, 16, &later, 20000)) { CHECK(!"settled on three again"); return; }
+    CHECK_STR(e2e_spread(&later), "6 5 5");
+    CHECK_INT(moved(&before), 4);
+    CHECK_INT(e2e_keys(agent, "slots", "cluster/slots/"), 3);
+
+    /* One that is killed whole loses its slot with its key; the next one takes it. */
+    view = later;
+    hands_take(&before, &view);
+    e2e_instance e = e2e_run(agent, "slots", "e", NULL);
+    if (!e2e_wait_settled(agent, "slots", 4, 16, &later, 20000)) { CHECK(!"settled on four again"); return; }
+    CHECK_INT(moved(&before), 4);
+    kill(e.pid, SIGKILL);
+    e2e_wait_end(e.pid, 5000);
+    CHECK(e2e_wait_settled(agent, "slots", 3, 16, &later, 20000));
+    CHECK_INT(e2e_keys(agent, "slots", "cluster/slots/"), 3);
+}
+
+static bool wait_member(const e2e_agent *agent, const char *service, const char *id, int ms)
+{
+    for (int64_t until = e2e_now_ms() + ms; e2e_now_ms() < until; e2e_sleep(80)) {
+        e2e_status(agent, service, &later);
+        const e2e_member *member = e2e_member_of(&later, id);
+        if (member && member->alive) return true;
+    }
+    return false;
+}
+
+E2E(the_placement_changes_by_command_only)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    const char *at = agent->address;
+    e2e_run(agent, "policy", "a", "-p", "0..7", NULL);
+    CHECK(e2e_wait_settled(agent, "policy", 1, 8, &view, 20000));
+    e2e_instance b = e2e_run(agent, "policy", "b", "-p", "0..7", "--placement", "slots", NULL);
+    CHECK(e2e_wait_settled(agent, "policy", 2, 8, &view, 20000));
+    CHECK_INT(e2e_times(e2e_said(&b), "not by \"slots\" as this instance was told: that stays"), 1);
+    CHECK_INT(e2e_keys(agent, "policy", "cluster/slots/"), 0);
+    CHECK_INT(e2e_cli("plan", "--consul", at, "-s", "policy", "--placement", "slots", "--json", NULL), 0);
+    size_t planned = e2e_times(e2e_out, "\"partition\"");
+    hands before;
+    hands_take(&before, &view);
+    CHECK_INT(e2e_cli("partitions", "--consul", at, "-s", "policy", "--placement", "slots", NULL), 0);
+    CHECK(strstr(e2e_out, "policy is placed by slots now") != NULL);
+    CHECK(e2e_wait_said(&b, "placed by \"slots\" from now on", 10000));
+    CHECK(e2e_wait_settled(agent, "policy", 2, 8, &later, 20000));
+    CHECK_INT(moved(&before), planned);
+    int64_t until = e2e_now_ms() + 5000;
+    while (e2e_keys(agent, "policy", "cluster/slots/") != 2 && e2e_now_ms() < until) e2e_sleep(50);
+    CHECK_INT(e2e_keys(agent, "policy", "cluster/slots/"), 2);
+    CHECK_INT(e2e_cli("status", "--consul", at, "-s", "policy", NULL), 0);
+    CHECK(strstr(e2e_out, "SLOT") && strstr(e2e_out, "placed by slots"));
+
+    /* Weights are refused by the joiner itself, and by the command. */
+    e2e_instance heavy = e2e_run(agent, "policy", "heavy", "--weight", "2", NULL);
+    CHECK_INT(e2e_wait_end(heavy.pid, 15000), 78);
+    CHECK(strstr(e2e_said(&heavy), "equal weights") != NULL);
+    CHECK_INT(e2e_cli("plan", "--consul", at, "-s", "policy", "--add", "c:2", NULL), 78);
+    CHECK_INT(e2e_cli("partitions", "--consul", at, "-s", "policy", "0..9", "--placement", "rush", NULL), 0);
+    CHECK(e2e_wait_settled(agent, "policy", 2, 10, &later, 20000));
+    e2e_run(agent, "policy", "heavy", "--weight", "2", NULL);
+    CHECK(wait_member(agent, "policy", "heavy", 15000));
+    CHECK_INT(e2e_cli("partitions", "--consul", at, "-s", "policy", "--placement", "slots", NULL), 78);
+    CHECK(e2e_lines(e2e_err) == 1 && strstr(e2e_err, "equal weights"));
+}
+
+/* What a newer program has put in force: refused by name, and left as it is. */
+E2E(an_unknown_placement_is_refused)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    static char marker[4000];
+    e2e_instance a = e2e_run(agent, "newer", "a", "-p", "0..3", "--placement", "slots", NULL);
+    CHECK(e2e_wait_settled(agent, "newer", 1, 4, &view, 20000));
+    CHECK_INT(e2e_http(agent, "GET", "/v1/kv/manager/newer/cluster/partitions?raw", ""), 200);
+    char *version = strstr(e2e_out, "\"placement_version\":1,");
+    CHECK(version != NULL);
+    if (!version) return;
+    *version = 0;
+    snprintf(marker, sizeof marker, "%.1500s\"placement_version\":99,%.1500s", e2e_out, version + strlen("\"placement_version\":1,"));
+    CHECK_INT(e2e_http(agent, "PUT", "/v1/kv/manager/newer/cluster/partitions", marker), 200);
+    e2e_instance b = e2e_run(agent, "newer", "b", "-p", "0..3", NULL);
+    CHECK_INT(e2e_wait_end(b.pid, 15000), 78);
+    CHECK(strstr(e2e_said(&b), "placed by policy \"slots\" version 99") != NULL);
+    CHECK(e2e_wait_said(&a, "version 99 from now on", 5000));
+    CHECK_INT(e2e_workers("newer", NULL), 4);       /* what runs goes on */
+    CHECK_INT(e2e_cli("status", "--consul", agent->address, "-s", "newer", NULL), 78);
+    CHECK(e2e_lines(e2e_err) == 1 && strstr(e2e_err, "version 99"));
+    CHECK_INT(e2e_http(agent, "GET", "/v1/kv/manager/newer/cluster/partitions?raw", ""), 200);
+    CHECK_STR(e2e_out, marker);
+    CHECK_INT(e2e_cli("partitions", "--consul", agent->address, "-s", "newer", "--placement", "rush", NULL), 0);
+    CHECK(e2e_wait_settled(agent, "newer", 1, 4, &view, 20000));
+}
+
 static int run(int argc, char **argv)
 {
     RUN(sixteen_partitions_on_three_then_four_then_three);
@@ -220,6 +337,9 @@ static int run(int argc, char **argv)
     RUN(stubborn_work_and_work_that_forks_away);
     RUN(names_of_all_kinds);
     RUN(an_embedding_joins);
+    RUN(slots_move_exactly_the_least);
+    RUN(the_placement_changes_by_command_only);
+    RUN(an_unknown_placement_is_refused);
     return test__end();
 }
 

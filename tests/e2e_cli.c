@@ -31,6 +31,7 @@ E2E(misuse_is_one_line_and_64)
     refused(e2e_cli("dev", "--", "true", NULL), 64, "-p", "dev without partitions");
     refused(e2e_cli("run", "-s", "x", "-p", "@/nonexistent/list", "--", "true", NULL), 64, "/nonexistent/list", "list that cannot be read");
     refused(e2e_cli("run", "-s", "x", "--weight", "many", "--", "true", NULL), 64, "many", "weight that is no number");
+    refused(e2e_cli("run", "-s", "x", "--placement", "fifo", "--", "true", NULL), 64, "fifo", "policy that there is not");
     refused(e2e_cli("status", NULL), 64, "-s", "status without a service");
     refused(e2e_cli("status", "-s", "x", "extra", NULL), 64, "extra", "status with an argument too many");
     refused(e2e_cli("why", "-s", "x", NULL), 64, NULL, "why without a partition");
