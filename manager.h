@@ -65,7 +65,7 @@
  *     [base]     memory, strings, buffers, hashing, names as keys
  *     [json]     pull reader and writer, base64
  *     [wire]     HTTP/1.1: requests out, responses in, byte by byte
- *     [rush]     placement; its specification, with vectors, stands at its head
+ *     [rush]     placement, by weight or by slots; its specification, with vectors, stands at its head
  *     [cluster]  what an instance decides: a pure state machine
  *     [io]       the only section that calls the kernel
  *     [loop]     descriptors, one deadline, a wake-up
@@ -87,11 +87,47 @@
  * session     Consul's word for who holds locks; can be taken away at any moment
  * lease       how long an instance may work on without a new confirmation
  * delay       how long others wait after a loss that nobody has certified
+ * placement   the policy by which partitions are assigned: rush or slots, see below
+ * slot        an instance's number, under the policy of that name
  * fence       a number that grows with every change of a partition's owner
  * certificate the statement that everything of a life has been seen dead
  * keeper      a small process that starts, stops and reaps the workers
  * guard       a smaller one, which kills everything when the keeper cannot
  * rebalance   the map has changed; drain: give all away; evict: leave
+ *
+ * ---- How partitions are placed ---------------------------------------------------
+ *
+ * Two policies; both spread evenly to within one partition, and every instance
+ * computes the same map. [rush] has their specification, bench_rush the figures.
+ *
+ *     rush    by weight. An instance that comes or goes moves 1.0 to 5 times the least
+ *             possible; one partition more or less moves a few others. The default.
+ *     slots   instances are numbered, each takes the lowest number that is free, and all
+ *             weigh the same. One that comes moves exactly what it must; one or several
+ *             that go, exactly what they had. With a number missing already the next
+ *             that goes moves up to 1.6 times the least. One partition more or less
+ *             moves many others. For fixed sets and work that is dear to move.
+ *
+ * The policy is the service's: it stands in cluster/partitions with its version. A
+ * first set brings its instance's (desc.placement); later a start follows the one that
+ * stands, whatever it was told, and says so once: instances that start in any order,
+ * with an old configuration among them, must not move everything to and fro.
+ * mgr_set_placement and `manager partitions --placement` change it, by compare-and-swap
+ * like a new set; most partitions move then, once.
+ *
+ * An instance that does not know the policy or its version does not join (MGR_INVALID,
+ * with the version that it would need). One that meets it while it runs keeps what it
+ * holds, takes nothing, and says so: replace the program. Only a command that names a
+ * policy that it knows replaces it.
+ *
+ * Slots: a slot is a key made in the transaction that makes the member, and deleted in
+ * the one that deletes it, so no two ever share one. It is kept for as long as the
+ * member's key stands: also over a crash within rejoin_grace. Draining keeps it as
+ * well, and counts as being away. Weights must be equal: another one is refused when it
+ * joins, and when the policy is to change (should two do both at once, all are taken
+ * for equal, and an event says so). A member whose slot was deleted by hand is given
+ * the lowest free one in every map, and claims it. A refused partition goes elsewhere,
+ * and one comes for it, so that the shares stay even.
  *
  * ---- A partition's life in one instance ---------------------------------------
  *
@@ -248,6 +284,7 @@
  *                             draining, releases, node, service, refuses, boot, pid,
  *                             proof (its life file: name, device, inode), former (a life
  *                             whose death could not be proven, and why); locked
+ *     cluster/slots/<number>  instance: whose it is; under placement slots
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
  *     cluster/dead/<life>     the certificate
  *     sets/<hash>             ["a",[0,15]]: names, and numbers as ranges
@@ -274,6 +311,7 @@
  *     MGR__TXN_OPS_MAX         64       operations of a transaction (Consul 1.8)
  *     MGR__CRASH_LOOP          10       ends in a row, then another instance shall try
  *     MGR__REFUSE_MAX_MS       1 h      a refusal, however often repeated
+ *     MGR__RUSH_SLOT_MAX       65536    a slot's number in mgr_rush_slots; MGR_MEMBER_COUNT_MAX in Consul
  *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
  *     MGR__PROVE_MS            2 s      for a former life of this host to be seen dead, else the delay
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
