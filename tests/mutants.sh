@@ -23,9 +23,16 @@ mkdir -p "$tmp/tests" "$tmp/examples" "$tmp/jobs"
 cp examples/devconsul.h "$tmp/examples/"
 cp tests/*.h tests/sim.c tests/test_*.c "$tmp/tests/"
 
-# What a mutant may leave behind, having lost its rules: the processes whose program
-# lies in DIR, and the empty cgroups of test_keepers that are gone.
+# What a mutant may leave behind, having lost its rules: what a test_keeper that is gone
+# had frozen, the processes whose program lies in DIR, and empty cgroups.
 cat >"$tmp/clean.sh" <<'CLEAN'
+for frozen in /sys/fs/cgroup/freezer/test-*; do
+    [ -d "$frozen" ] && [ ! -d "/proc/${frozen##*-}" ] || continue
+    for pid in $(cat "$frozen/cgroup.procs"); do
+        case $(readlink "/proc/$pid/exe") in "$1"/*) echo THAWED >"$frozen/freezer.state"; kill -KILL "$pid" ;; esac
+    done
+    rmdir "$frozen" 2>/dev/null
+done
 for proc in /proc/[0-9]*; do
     case $(readlink "$proc/exe" 2>/dev/null) in "$1"/*) kill -KILL "${proc#/proc/}" 2>/dev/null ;; esac
 done
@@ -176,7 +183,7 @@ mutant S22 lease_without_a_life         test_manager:no_lease_is_left 'int64_t u
 
 # ---- what counts as proof of death ----
 mutant S23 unlock_before_death          sim 'if (p->state != MGR__PART_UNLOCKING || p->stale) continue;' 'if ((p->state != MGR__PART_UNLOCKING && p->state != MGR__PART_RELEASING) || p->stale) continue;'
-mutant S23 exited_is_empty              test_keeper:daemons_are_swept 'if (count < 0 || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }' ''
+mutant S23 exited_is_empty              test_keeper:populated_cgroup 'if (count < 0 || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }' ''
 mutant S23 nameless_orphans_live        test_keeper:daemons_are_swept 'case MGR__OWNER_UNKNOWN: doomed = mgr__keeping_nameless(k, p); break;' 'case MGR__OWNER_UNKNOWN: doomed = false; break;'
 mutant S23 populated_is_empty           test_keeper:populated_cgroup 'if (!c->grouped || mgr__process_cgroup_populated(mgr__child_cgroup(k, c)) == 0) return false;' 'if (true) return false;'
 mutant S23 released_with_its_process    test_manager:process_is_gone 'for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work && m->procs[i]->alive) return false;' ''
