@@ -432,6 +432,7 @@ TEST(nothing_is_asked_of_nothing)
     CHECK_INT(mgr_refuse(NULL, "a", 1), MGR_INVALID);
     CHECK_INT(mgr_evict(NULL, "a"), MGR_INVALID);
     CHECK_INT(mgr_set_partitions(NULL, NULL, 0), MGR_INVALID);
+    CHECK_INT(mgr_set_placement(NULL, MGR_PLACEMENT_SLOTS, NULL, 0), MGR_INVALID);
     CHECK_INT(mgr_check_pass(NULL, "a", NULL), MGR_INVALID);
     CHECK_INT(mgr_agent_start(NULL, NULL), MGR_INVALID);
     CHECK_INT(mgr_agent_join(NULL, "a"), MGR_INVALID);
@@ -1540,6 +1541,10 @@ static void commands_and_views(void)
     CHECK_INT(mgr_run(b->m), MGR_EVICTED);
     WAIT(mgr_fence(a->m, "1") && mgr_fence(a->m, "2") && mgr_fence(a->m, "3"));
     CHECK_INT(mgr_set_partitions(o->m, two, 1), MGR_OK);
+    CHECK_INT(mgr_set_placement(o->m, MGR_PLACEMENT_DEFAULT, NULL, 0), MGR_INVALID);
+    CHECK_INT(mgr_set_placement(o->m, (mgr_placement)7, NULL, 0), MGR_INVALID);
+    CHECK_INT(mgr_set_placement(o->m, MGR_PLACEMENT_SLOTS, NULL, 0), MGR_OK);
+    CHECK_INT(mgr_set_placement(o->m, MGR_PLACEMENT_RUSH, two, 1), MGR_OK);
     WAIT(mgr_fence(a->m, "0") && !mgr_fence(a->m, "3"));
     host_close(b);
     leave(a);
