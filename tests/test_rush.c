@@ -478,6 +478,16 @@ static uint64_t golden_map(size_t parts, size_t members, uint32_t replicas, uint
     return case_digest(&one);
 }
 
+/* Every third member is drained; the others weigh 1 to 5, and 60 pairs are refused. */
+static uint64_t golden_drained(size_t parts, size_t members, uint32_t replicas)
+{
+    golden_map(parts, members, replicas, 5, 60);
+    for (size_t i = 0; i < members; i += 3) one.member[i].weight = 0;
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK(same_as_naive(&one));
+    return case_digest(&one);
+}
+
 TEST(golden_maps)
 {
     CHECK_HEX(golden_map(16, 3, 1, 0, 0), 0x1eb1f50eba3ffd78u);
@@ -487,6 +497,7 @@ TEST(golden_maps)
     CHECK_HEX(golden_map(300, 20, 3, 65535, 0), 0x2dc3eacd1fda7a3bu);
     CHECK_HEX(golden_map(200, 10, 2, 3, 512), 0x7d39bb53bb241ea3u);
     CHECK_HEX(golden_map(40, 12, 2, 0, 480), 0xa29b6370b274999fu);
+    CHECK_HEX(golden_drained(60, 12, 2), 0xc79618159b2003adu);
 }
 
 /* By name, readable without a digest. */
@@ -519,6 +530,44 @@ TEST(equal_weights_are_even_to_within_one)
         CHECK_INT(case_map(&one), MGR_OK);
         CHECK(case_spread(&one) <= 1);
     }
+}
+
+static void check_cell(size_t parts, size_t members, bool weighted)
+{
+    uint32_t counts[CASE_N];
+    int64_t weights = 0;
+    case_make(&one, parts, members, 1, 77);
+    for (size_t i = 0; i < members; i++) {
+        one.member[i].weight = weighted ? 1 + (uint32_t)(i * 7 % 10) : 1;
+        weights += one.member[i].weight;
+    }
+    CHECK_INT(case_map(&one), MGR_OK);
+    case_counts(&one, counts);
+    for (size_t i = 0; i < members; i++) {
+        int64_t off = counts[i] * weights - (int64_t)parts * one.member[i].weight;
+        CHECK(off > -weights && off < weights);
+    }
+    if (!weighted) CHECK(case_spread(&one) <= 1);
+    /* The one in the middle leaves; it comes back, now as the last of the list. */
+    uint64_t before = case_digest(&one);
+    mgr_member gone = one.member[members / 2];
+    one.members--;
+    memmove(one.member + members / 2, one.member + members / 2 + 1, (one.members - members / 2) * sizeof gone);
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK((case_digest(&one) != before) == (counts[members / 2] > 0));
+    one.member[one.members++] = gone;
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK(case_digest(&one) == before);
+}
+
+TEST(every_size_is_even_and_returns)
+{
+    static const size_t parts[] = { 16, 64, 256, 1024 }, members[] = { 2, 3, 5, 8, 10, 20, 50, 100 };
+    for (size_t p = 0; p < MGR__COUNT(parts); p++)
+        for (size_t n = 0; n < MGR__COUNT(members) && members[n] <= parts[p]; n++) {
+            check_cell(parts[p], members[n], false);
+            check_cell(parts[p], members[n], true);
+        }
 }
 
 TEST(replicas_are_distinct_and_even)
@@ -606,7 +655,10 @@ static double movement(size_t parts, size_t members, unsigned seeds, bool join)
 /* The figures are means over 5 to 20 clusters, measured when the algorithm was
  * chosen. A cluster scatters by 0.2 to 0.9 around the mean, so theirs are known
  * to about a tenth; to about a fifth where an instance has one partition or two
- * (scatter 0.9 to 1.3). Here the means are over more clusters. */
+ * (scatter 0.9 to 1.3). Here the means are over more clusters. Two cells, mean and
+ * standard error: 16 x 10 over 20 seeds 2.17 (0.12), over 300 2.24 (0.05); 64 x 50
+ * 3.46 (0.35) and 3.33 (0.07). 300 seeds put the error of 20 at 0.18 and 0.26: the
+ * table's 1.97 and 3.22 lie 1.5 and 0.4 of that below. */
 TEST(movement_stays_near_the_least)
 {
     static const struct { size_t parts, members; unsigned seeds; double leave; } cells[] = {
@@ -1199,6 +1251,7 @@ int main(int argc, char **argv)
     RUN(golden_maps);
     RUN(golden_owners);
     RUN(equal_weights_are_even_to_within_one);
+    RUN(every_size_is_even_and_returns);
     RUN(replicas_are_distinct_and_even);
     RUN(unequal_weights_keep_their_quota);
     RUN(equal_weights_of_any_size_give_one_map);
