@@ -10,6 +10,7 @@
 #   make faults     every failure on three servers, hosts in network namespaces (root);
 #                   ROUNDS=2 SEED=1 SCENARIO=; by number: SCENARIO="kills=200 moves=50 stop=20 consul_lock"
 #   make bench-rush placement against its alternatives: a table, and build/rush.svg
+#   make cross      32 bits, big-endian, other compilers: the same maps everywhere
 #   make warnings   every warning, every compiler and standard found here
 #   make demo       watch a small cluster work
 #   make install    PREFIX=/usr/local DESTDIR=
@@ -35,7 +36,7 @@ E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
 # One header: everything depends on it, and on whatever small headers stand beside.
 HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
 
-.PHONY: all test test-build unit unit-threads sanitize fuzz mutants faults bench-rush warnings demo install clean distclean
+.PHONY: all test test-build unit unit-threads sanitize fuzz mutants faults bench-rush warnings cross demo install clean distclean
 all: $(EXAMPLES)
 
 $(EXAMPLES): $(B)/%: examples/%.c $(HEADERS)
@@ -94,6 +95,9 @@ bench-rush: $(T)/bench_rush
 
 warnings:
 	@tests/warnings.sh
+
+cross:
+	@JOBS="$(JOBS)" tests/cross.sh
 
 demo: $(B)/manager $(B)/demo
 	@$(B)/demo
