@@ -145,7 +145,7 @@
  *     IDLE -> ACQUIRING        mgr__cluster_ask_lock, when mgr__part_takeable_at allows it
  *     ACQUIRING -> ASSUMED     mgr__cluster_lock_won
  *     ACQUIRING -> IDLE        mgr__cluster_lock_answer, mgr__cluster_read_part
- *     ASSUMED -> RELEASING     mgr__part_release
+ *     ASSUMED -> RELEASING     mgr__part_release; in a pause only as mgr__cluster_follow_map says
  *     RELEASING -> UNLOCKING   mgr__cluster_gone
  *     UNLOCKING -> IDLE        mgr__cluster_unlock_answer, mgr__cluster_read_part
  *     ASSUMED, RELEASING -> LOST   mgr__part_lose (the other states have no work: IDLE)
@@ -273,6 +273,31 @@
  *      gone. Else the delay is waited, and an event and `manager why` say what was
  *      missing. (mgr__life_prove)
  *
+ * ---- Pacing -------------------------------------------------------------------
+ *
+ * Failures act at once. Joins wait for settle_ms, and those that come together cause
+ * one rebalance. moves_max bounds what an instance gives away at a time; what it
+ * takes is never bounded, or two instances could wait for each other.
+ *
+ * mgr_pause (`manager pause`) writes cluster/pause. While that key stands, whatever
+ * is in it, an instance keeps what it holds, whomever the map names: joins, weights,
+ * undraining and returning instances move nothing. What has no holder goes where the
+ * map wants it, joiners included: what dead and leaving instances had, what is new in
+ * the set, what was lost. So nobody needs to know who held what when the pause began,
+ * and a failure in a pause is not moved twice. Explicit acts are done: drain, evict,
+ * leave, names removed from the set, refusals. A release that had begun goes on. An
+ * instance may hold more than its share meanwhile. An instance that is restarted has
+ * failed and joined: it gets nothing back before the end, unless by rejoin_grace_ms.
+ * With the key gone, the map holds again. Only mgr_pause(m, false, ..) ends it.
+ *
+ * The circuit breaker does the same when more than breaker_percent of the members,
+ * and at least two, are seen dead within one delay and have not come back: then the
+ * network, an agent or a deployment is to blame, and what goes away comes back. The
+ * survivors take over what the others had, but exchange nothing among each other, and
+ * those who return get nothing, until no member has come or gone for two delays (at
+ * least four settle_ms), or somebody resumes. Whoever sees it holds its own moves at
+ * once, and writes cluster/pause for all. Moves on the first deaths may have begun.
+ *
  * ---- What stands in Consul, below manager/<service id>/ --------------------------
  *
  * Names enter keys with everything outside [A-Za-z0-9_-] as %XX.
@@ -287,6 +312,7 @@
  *     cluster/slots/<number>  instance: whose it is; under placement slots
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
  *     cluster/dead/<life>     the certificate
+ *     cluster/pause           by, since (ms), reason, breaker: planned moves are held
  *     sets/<hash>             ["a",[0,15]]: names, and numbers as ranges
  *     owners/<partition>      state held|released, life, instance, since (ms), delay,
  *                             attempts, exit, ended, serial, fence; locked
@@ -314,6 +340,7 @@
  *     MGR__RUSH_SLOT_MAX       65536    a slot's number in mgr_rush_slots; MGR_MEMBER_COUNT_MAX in Consul
  *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
  *     MGR__PROVE_MS            2 s      for a former life of this host to be seen dead, else the delay
+ *     MGR__REASON_BYTES        200      why a service is paused
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
  *
  * ---- Configuration macros, to be set before the implementation -------------------
@@ -495,6 +522,8 @@ typedef enum mgr_answer {
     X(MGR_EVENT_MEMBER_REMOVED,"member-removed") \
     X(MGR_EVENT_REBALANCE,   "rebalance")   \
     X(MGR_EVENT_SET_CHANGED, "set-changed") \
+    X(MGR_EVENT_PAUSED,      "paused")      \
+    X(MGR_EVENT_RESUMED,     "resumed")     \
     X(MGR_EVENT_ASSUMED,     "assumed")     \
     X(MGR_EVENT_RELEASING,   "releasing")   \
     X(MGR_EVENT_RELEASED,    "released")    \
@@ -525,7 +554,7 @@ typedef enum mgr_event_kind {
  *
  *   set        in the events of
  *   partition  assumed .. unplaceable, started .. stuck, checks of a partition
- *   instance   member-*, identity, waiting (who holds it)
+ *   instance   member-*, identity, waiting (who holds it), paused (who did it)
  *   name, pid  started .. stuck: the process; check: its id
  *   fence      assumed .. released, started .. stuck
  *   status     exited, ended, check */
@@ -598,6 +627,7 @@ typedef struct mgr_desc {
     uint32_t    rejoin_grace_ms;     /* default none */
     uint32_t    settle_ms;           /* a joiner waits so long before it takes part; default 1000 */
     uint32_t    moves_max;           /* planned releases in flight; default no limit */
+    uint32_t    breaker_percent;     /* when more than this share of the members, and at least two, vanish at once, planned moves are held; default 50, MGR_NONE: never */
     uint32_t    start_timeout_ms;    /* mgr_run gives up entering; default none */
 
     mgr_isolate isolate;
@@ -795,6 +825,11 @@ MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /
 MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another instance to leave */
 MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /* the same for draining */
 
+/* Hold every planned move of the service, or go on with them: see "Pacing" in the
+ * manual. reason: why, for those who look (cut at 200 bytes); NULL: none. Neither is
+ * an error when it is so already; resuming ends a hold of the circuit breaker too. */
+MGRAPI mgr_result mgr_pause(mgr *m, bool on, const char *reason);
+
 /* ---- health ----
  * partition NULL: a check of the whole instance, for as long as that lives. Else of
  * a partition that is assumed (MGR_STATE otherwise): give it in on_acquire; it ends
@@ -834,7 +869,8 @@ typedef enum mgr_view_state { MGR_VIEW_ASSIGNED, MGR_VIEW_ASSUMED, MGR_VIEW_UNPL
 
 typedef struct mgr_view_partition {
     const char *name;
-    const char *assigned;            /* instance id; NULL: unplaceable */
+    const char *assigned;            /* instance id: who is to have it now; NULL: unplaceable */
+    const char *mapped;              /* instance id: who gets it without a pause; differs from assigned only in one */
     const char *owner;               /* instance id of the live holder; NULL: none */
     mgr_view_state state;
     uint64_t    fence;               /* 0: no owner */
@@ -850,9 +886,14 @@ typedef struct mgr_view_partition {
 typedef struct mgr_view {
     const char *service_id;
     uint64_t    index;               /* Consul's index of this picture */
-    bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining */
+    bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining: nothing is about to move */
     uint64_t    version;             /* of the partition set */
     mgr_placement placement;         /* in force: never MGR_PLACEMENT_DEFAULT */
+    bool        paused;              /* planned moves are held */
+    bool        breaker;             /* ... by the circuit breaker, not by somebody */
+    const char *paused_by;           /* instance id, or the host of an observer; "": unknown, or not paused */
+    const char *paused_reason;
+    const char *paused_since;        /* RFC 3339, UTC; "" where it is unknown */
     const mgr_view_instance  *instances;
     size_t      instance_count;
     const mgr_view_partition *partitions;
@@ -4252,6 +4293,51 @@ static bool mgr__slot_key_read(mgr__slot_key *slot, mgr__str number, const mgr__
     return true;
 }
 
+/* ---- the pause: planned moves are held while its key stands ---- */
+
+enum { MGR__REASON_BYTES = 200 };
+
+typedef struct mgr__pause {
+    bool     exists, breaker;
+    mgr__str by, reason;
+    uint64_t since_ms;          /* wall clock, for display */
+    uint64_t modify_index;
+} mgr__pause;
+
+static void mgr__pause_write(const mgr__pause *pause, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "by");      mgr__jw_str(&jw, pause->by);
+    mgr__jw_key(&jw, "since");   mgr__jw_u64(&jw, pause->since_ms);
+    mgr__jw_key(&jw, "reason");  mgr__jw_str(&jw, pause->reason);
+    mgr__jw_key(&jw, "breaker"); mgr__jw_bool(&jw, pause->breaker);
+    mgr__jw_object_end(&jw);
+}
+
+/* The key is what counts: one that was put by hand pauses too, whatever is in it,
+ * and only a breaker that says so in full ends by itself. */
+static void mgr__pause_read(mgr__pause *pause, const mgr__kv *kv, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__json j;
+    mgr__str key;
+    memset(pause, 0, sizeof *pause);
+    pause->exists = true;
+    pause->modify_index = kv->modify_index;
+    pause->by = pause->reason = mgr__str_of("");
+    mgr__json_init(&j, kv->value);
+    mgr__json_object(&j);
+    while (!j.error && mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "by")) pause->by = mgr__json_kept(&j, scratch, arena);
+        else if (mgr__str_is(key, "since")) pause->since_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "reason")) pause->reason = mgr__json_kept(&j, scratch, arena);
+        else if (mgr__str_is(key, "breaker")) pause->breaker = mgr__json_bool(&j);
+        else mgr__json_skip(&j);
+    }
+    if (!mgr__json_end(&j)) { pause->breaker = false; pause->by = pause->reason = mgr__str_of(""); pause->since_ms = 0; }
+}
+
 /* ---- the picture: everything below cluster/, at one index ---- */
 
 typedef struct mgr__certificate { mgr__str life; uint64_t modify_index; } mgr__certificate;
@@ -4261,6 +4347,7 @@ typedef struct mgr__picture {
     mgr__arena          arena;
     uint64_t            index;
     mgr__marker         marker;
+    mgr__pause          pause;
     mgr__member        *members;        /* sorted by id */
     size_t              member_count;
     mgr__certificate   *certificates;   /* sorted by life */
@@ -4280,7 +4367,7 @@ static void mgr__picture_free(mgr__picture *picture)
     picture->wishes = NULL;
     picture->slots = NULL;
     picture->member_count = picture->certificate_count = picture->wish_count = picture->slot_count = 0;
-    picture->marker.exists = false;
+    picture->marker.exists = picture->pause.exists = false;
 }
 
 static int mgr__member_order(const void *a, const void *b) { return mgr__str_order(((const mgr__member *)a)->id, ((const mgr__member *)b)->id); }
@@ -4352,6 +4439,8 @@ static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr_
         if (mgr__slot_key_read(&p->slots[p->slot_count], rest, kv, scratch, &p->arena)) p->slot_count++;
     } else if (mgr__key_below(kv->key, root, "cluster/partitions", &rest) && rest.len == 0) {
         mgr__marker_read(&p->marker, kv, scratch);
+    } else if (mgr__key_below(kv->key, root, "cluster/pause", &rest) && rest.len == 0) {
+        mgr__pause_read(&p->pause, kv, scratch, &p->arena);
     }
 }
 
@@ -4960,7 +5049,7 @@ typedef enum mgr__task {
     MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
     MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
     MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_WISH,
-    MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
+    MGR__TASK_PAUSE, MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
 } mgr__task;
 
 typedef struct mgr__errand {    /* what is out on one lane */
@@ -5005,6 +5094,7 @@ typedef struct mgr__cluster_config {
     mgr_placement placement;
     uint32_t weight, lease_ms, kill_margin_ms, stop_grace_ms, delay_ms, session_ttl_ms;
     uint32_t rejoin_grace_ms, settle_ms, moves_max, start_timeout_ms;
+    uint32_t breaker_percent;        /* 0: none */
     uint64_t seed;
     mgr__str boot;                   /* names this boot and PID namespace; "": unknown */
     uint64_t pid;
@@ -5030,6 +5120,8 @@ typedef struct mgr__inquest {
 } mgr__inquest;
 
 typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; mgr__inquest inquest; } mgr__burial;
+typedef struct mgr__vanished { char id[MGR_NAME_BYTES_MAX + 1]; int64_t at; } mgr__vanished;
+typedef enum mgr__pause_wish { MGR__PAUSE_NONE, MGR__PAUSE_ON, MGR__PAUSE_OFF } mgr__pause_wish;
 typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
 
 typedef struct mgr__cluster {
@@ -5117,6 +5209,18 @@ typedef struct mgr__cluster {
     mgr__wanted_wish *wishes;
     size_t      wish_count, wish_cap;
 
+    /* pauses */
+    mgr__pause_wish pause_wish;     /* what this instance was told, not yet done */
+    char        pause_reason[MGR__REASON_BYTES];
+    bool        breaker_due;        /* ours has tripped, and no pause stands yet */
+    char        breaker_reason[MGR__REASON_BYTES];
+    int64_t     hold_until;         /* it holds our own moves until the pause stands, at most so long */
+    int64_t     pause_not_before;
+    mgr__vanished *vanished;        /* members seen dead within one delay, and not back */
+    size_t      vanished_count, vanished_cap;
+    uint64_t    still_digest;       /* of who is a member: how long has nobody come or gone? */
+    int64_t     still_since;
+
     int64_t     next_sweep;
     uint64_t    sweep_index;        /* certificates up to it were there at the last sweep */
     bool        sweeping;
@@ -5133,6 +5237,8 @@ enum {
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
+    MGR__STILL_DELAYS = 2, MGR__STILL_SETTLES = 4, MGR__STILL_JITTER_MS = 500,   /* a breaker ends: so long nobody has come or gone */
+    MGR__PAUSE_AGAIN_MS = 1000,     /* until the picture shows what was written */
     MGR__LOCKS_PER_TXN = 31, MGR__LOCK_OPS = 3 /* check, unlock, lock */, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
 };
 
@@ -5328,7 +5434,7 @@ static void mgr__cluster_take_set(mgr__cluster *c, mgr__set *set)
     c->map_stale = true;
     if (strcmp(c->set_told, c->set.hash) != 0) {
         mgr__copy_text(c->set_told, sizeof c->set_told, mgr__str_of(c->set.hash));
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partition set has %lu partitions", (unsigned long)c->set.count);
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partition set has %lu partition%s", (unsigned long)c->set.count, c->set.count == 1 ? "" : "s");
     }
 }
 
@@ -5442,6 +5548,16 @@ static void mgr__cluster_check_weights(mgr__cluster *c)
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, odd->id, "placement slots is for equal weights, and that of instance %s is another than before it: all are taken for equal", odd->id.at);
 }
 
+static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
+{
+    unsigned long count = (unsigned long)c->set.count;
+    if (!members)
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "no instance takes part in the map yet: %lu partition%s without one", count, count == 1 ? " is" : "s are");
+    else
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "the map of %lu partition%s on %lu instance%s gives us %lu%s", count, count == 1 ? "" : "s",
+                          (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine, c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
+}
+
 static void mgr__cluster_map(mgr__cluster *c)
 {
     if (!c->map_stale || !c->have_picture || !c->have_set) return;
@@ -5463,8 +5579,7 @@ static void mgr__cluster_map(mgr__cluster *c)
             at++;
         }
         c->map_digest = digest;
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "the map of %lu partitions on %lu instances gives us %lu",
-                          (unsigned long)c->set.count, (unsigned long)members, (unsigned long)mine);
+        mgr__cluster_tell_map(c, members, mine);
     } else if (result == MGR_NO_MEMORY) c->failed = true;
     else mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "no map can be made: %s", mgr_result_text(result));
     mgr__free(c->heap, owners);
@@ -5481,11 +5596,20 @@ static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p)
     p->fence = 0;
 }
 
+/* Are planned moves held? The map goes on saying who takes what has no holder. */
+static bool mgr__cluster_held(const mgr__cluster *c, int64_t now)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    if (own && mgr__member_drains(own)) return false;       /* an explicit act */
+    return c->picture.pause.exists || now < c->hold_until;
+}
+
 /* What the new map asks of the partitions that we hold. */
-static void mgr__cluster_follow_map(mgr__cluster *c)
+static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
 {
     uint32_t moving = 0;
     if (!mgr__cluster_in_life(c)) return;
+    bool held = mgr__cluster_held(c, now);
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
         moving += p->in_set && (p->state == MGR__PART_RELEASING || p->state == MGR__PART_UNLOCKING);
@@ -5496,7 +5620,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c)
         if (p->state != MGR__PART_ASSUMED) continue;
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
-        else if (!p->assigned && (!c->config.moves_max || moving < c->config.moves_max)) {
+        else if (!p->assigned && (!held || p->refused) && (!c->config.moves_max || moving < c->config.moves_max)) {
             mgr__part_release(c, p, p->refused ? "refused by this instance" : p->unplaceable ? "this instance drains, and no other may take it" : "the map gives it to another instance");
             moving++;
         }
@@ -5519,6 +5643,76 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         const mgr__member *m = &c->picture.members[i];
         if (!mgr__picture_member(fresh, m->id) && !mgr__str_eq(m->id, c->config.instance_id))
             mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, m->id, "instance %s is no longer a member", m->id.at);
+    }
+}
+
+/* Who has died within one delay and is not back? Only a key seen without its session
+ * counts: one that is gone altogether may have left in order. */
+static void mgr__cluster_note_vanished(mgr__cluster *c, const mgr__picture *fresh, int64_t now)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < c->vanished_count; i++) {
+        const mgr__member *m = mgr__picture_member(fresh, mgr__str_of(c->vanished[i].id));
+        if (!(m && m->alive) && now - c->vanished[i].at < (int64_t)c->config.delay_ms) c->vanished[kept++] = c->vanished[i];
+    }
+    c->vanished_count = kept;
+    for (size_t i = 0; i < fresh->member_count; i++) {
+        const mgr__member *m = &fresh->members[i], *old = mgr__picture_member(&c->picture, m->id);
+        if (m->alive || m->leaving || !old || !old->alive || !old->counts || mgr__str_eq(m->id, c->config.instance_id)) continue;
+        void *items = c->vanished;
+        if (!mgr__grow(c->heap, &items, &c->vanished_cap, c->vanished_count, sizeof *c->vanished)) { c->failed = true; return; }
+        c->vanished = (mgr__vanished *)items;
+        mgr__copy_text(c->vanished[c->vanished_count].id, sizeof c->vanished[0].id, m->id);
+        c->vanished[c->vanished_count++].at = now;
+    }
+}
+
+static int64_t mgr__cluster_still_ms(const mgr__cluster *c)
+{
+    return mgr__max64((int64_t)c->config.delay_ms * MGR__STILL_DELAYS, (int64_t)c->config.settle_ms * MGR__STILL_SETTLES);
+}
+
+static void mgr__cluster_note_stillness(mgr__cluster *c, int64_t now)
+{
+    uint64_t h = mgr__mix64(c->picture.pause.modify_index);
+    for (size_t i = 0; i < c->picture.member_count; i++) {
+        const mgr__member *m = &c->picture.members[i];
+        h = mgr__mix64(h ^ mgr__hash(m->id)) ^ mgr__hash(m->session);
+        h = mgr__mix64(h ^ (uint64_t)m->joining ^ ((uint64_t)m->leaving << 1));
+    }
+    if (h == c->still_digest && c->still_since) return;
+    c->still_digest = h;
+    c->still_since = now + mgr__rng_below(&c->rng, MGR__STILL_JITTER_MS);   /* one of us will be first */
+}
+
+/* The circuit breaker: our own moves are held from here on, not only once the pause stands. */
+static void mgr__cluster_trip(mgr__cluster *c, int64_t now)
+{
+    size_t stay = 0, gone = c->vanished_count;
+    if (!c->config.breaker_percent || c->phase != MGR__PHASE_MEMBER || c->picture.pause.exists || now < c->hold_until || gone < 2) return;
+    for (size_t i = 0; i < c->picture.member_count; i++) stay += c->picture.members[i].alive && c->picture.members[i].counts;
+    if (gone * 100 <= (gone + stay) * c->config.breaker_percent) return;
+    snprintf(c->breaker_reason, sizeof c->breaker_reason, "%lu of %lu instances vanished at once", (unsigned long)gone, (unsigned long)(gone + stay));
+    c->breaker_due = true;
+    c->hold_until = now + mgr__cluster_still_ms(c);
+    mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id, "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
+}
+
+static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
+{
+    const mgr__pause *old = &c->picture.pause;
+    if (fresh->exists) {
+        bool told = old->exists && old->modify_index == fresh->modify_index;
+        bool ours = c->breaker_due && mgr__str_eq(fresh->by, c->config.instance_id);
+        c->breaker_due = false;
+        c->hold_until = 0;
+        c->vanished_count = 0;
+        if (told || ours) return;
+        mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, fresh->by, "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
+                          fresh->breaker ? "the circuit breaker of " : "", fresh->by.len ? (int)mgr__min64((int64_t)fresh->by.len, 255) : 7, fresh->by.len ? fresh->by.at : "unknown",
+                          fresh->reason.len ? ", " : "", (int)mgr__min64((int64_t)fresh->reason.len, MGR__REASON_BYTES), fresh->reason.at);
+    } else if (old->exists) {
+        mgr__cluster_tell(c, MGR_EVENT_RESUMED, NULL, mgr__nobody(), "resumed: the map holds again");
     }
 }
 
@@ -5652,11 +5846,15 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     mgr__cluster_compare_members(c, &fresh);
     if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) && strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
         mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
+    mgr__cluster_note_vanished(c, &fresh, now);
+    mgr__cluster_compare_pause(c, &fresh.pause);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
     mgr__picture_free(&c->picture);
     c->picture = fresh;
     c->have_picture = true;
+    mgr__cluster_note_stillness(c, now);
+    mgr__cluster_trip(c, now);
     mgr__cluster_note_delays(c);
     if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
     if (fresh.marker.exists && fresh.marker.hash[0]) c->setter.remembered = true;
@@ -5730,7 +5928,8 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (c->failed || p->told_waiting || !mgr__part_wanted(c, p)) return;
     if (p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
         p->told_waiting = true;
-        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s", p->name.at, p->holder_id);
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s%s", p->name.at, p->holder_id,
+                          c->picture.pause.exists ? ", which keeps it while the service is paused" : "");
     } else if (!p->held && p->seen_exists && mgr__part_takeable_at(c, p, now) > now) {
         p->told_waiting = true;
         mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
@@ -5827,6 +6026,12 @@ static mgr__str mgr__cluster_owner_value(mgr__cluster *c, mgr__request *r, mgr__
     mgr__buf_init(&value, c->heap, 8192);
     mgr__holding_write(&owner, &value);
     return mgr__request_keep(r, &value);
+}
+
+/* On the set and the fence_base that we know, or not at all: or a fence could fall. */
+static void mgr__cluster_check_marker(const mgr__cluster *c, mgr__request *r)
+{
+    mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
 }
 
 /* [check p at its index, verb p]: how every write of an owner key looks. A lock that a
@@ -6000,7 +6205,7 @@ static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
 static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
 {
     if (c->setter.taken_over)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "our partition set was replaced by the one that stands (%llu partitions, version %llu): that stays; `manager partitions` changes it",
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "our partition set was replaced by the one that stands (partitions: %llu, version: %llu): that stays; `manager partitions` changes it",
                           (unsigned long long)c->setter.marker.count, (unsigned long long)c->setter.marker.version);
     if (c->setter.result == MGR_OK) {
         if (c->phase != MGR__PHASE_SET) return;
@@ -6182,8 +6387,7 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
         if (!mgr__part_wanted(c, p) || p->stale || (!ours && mgr__part_takeable_at(c, p, now) > now)) continue;
         if (!e) {
             e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
-            /* Under the fence_base that we know, or not at all: or a fence could fall. */
-            mgr__request_check_index(&e->request, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
+            mgr__cluster_check_marker(c, &e->request);
         }
         p->since_ms = (uint64_t)now + c->wall_offset_ms;
         p->attempts = 0;
@@ -6208,7 +6412,7 @@ static bool mgr__cluster_ask_missing(mgr__cluster *c, int64_t now)
         if (!mgr__part_missing(c, p)) continue;
         if (!e) {
             e = mgr__cluster_work(c, MGR__TASK_MISSING, MGR__ASK_TXN);
-            mgr__request_check_index(&e->request, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
+            mgr__cluster_check_marker(c, &e->request);
             value = mgr__holding_nobodys(&e->request, false, (uint64_t)c->delay_seen_ms);
         }
         e->parts[e->request.op_count] = p;
@@ -6285,6 +6489,51 @@ static bool mgr__cluster_ask_wish(mgr__cluster *c, int64_t now)
         return true;
     }
     return false;
+}
+
+/* A breaker's pause that has served its purpose: whoever is first ends it. */
+static bool mgr__cluster_breaker_over(const mgr__cluster *c, int64_t now)
+{
+    return c->picture.pause.exists && c->picture.pause.breaker && now >= c->still_since + mgr__cluster_still_ms(c);
+}
+
+/* What of the pause is to be written: NONE where it stands as it should. */
+static mgr__pause_wish mgr__cluster_pause_needs(const mgr__cluster *c, int64_t now)
+{
+    const mgr__pause *standing = &c->picture.pause;
+    if (c->pause_wish == MGR__PAUSE_ON) return standing->exists && !standing->breaker ? MGR__PAUSE_NONE : MGR__PAUSE_ON;
+    if (c->pause_wish == MGR__PAUSE_OFF) return standing->exists ? MGR__PAUSE_OFF : MGR__PAUSE_NONE;
+    if (c->breaker_due && now < c->hold_until && !standing->exists) return MGR__PAUSE_ON;
+    return mgr__cluster_breaker_over(c, now) ? MGR__PAUSE_OFF : MGR__PAUSE_NONE;
+}
+
+static mgr__str mgr__request_pause(mgr__request *r, const mgr__pause *pause)
+{
+    mgr__buf value;
+    mgr__buf_init(&value, r->arena.heap, 4096);
+    mgr__pause_write(pause, &value);
+    return mgr__request_keep(r, &value);
+}
+
+static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
+{
+    mgr__pause_wish needs = mgr__cluster_pause_needs(c, now);
+    if (needs == MGR__PAUSE_NONE) { c->pause_wish = MGR__PAUSE_NONE; return false; }
+    if (now < c->pause_not_before) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PAUSE, MGR__ASK_TXN);
+    bool on = needs == MGR__PAUSE_ON, told = c->pause_wish == MGR__PAUSE_ON;
+    mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/pause", mgr__nobody()));
+    op->index = c->picture.pause.modify_index;      /* 0: there is none */
+    mgr__pause pause;
+    memset(&pause, 0, sizeof pause);
+    pause.by = c->config.instance_id;
+    pause.reason = mgr__str_of(told ? c->pause_reason : c->breaker_reason);
+    pause.breaker = !told;
+    pause.since_ms = (uint64_t)now + c->wall_offset_ms;
+    if (on) op->value = mgr__request_pause(&e->request, &pause);
+    c->pause_not_before = now + MGR__PAUSE_AGAIN_MS;
+    mgr__cluster_send(c, e, now);
+    return true;
 }
 
 /* Remote failure: a dead instance is deregistered by another. */
@@ -6439,6 +6688,7 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
     if (mgr__cluster_ask_slot(c, now)) return;
     if (mgr__cluster_ask_lock(c, now)) return;
     if (mgr__cluster_ask_set(c, now)) return;
+    if (mgr__cluster_ask_pause(c, now)) return;
     if (mgr__cluster_ask_wish(c, now)) return;
     if (mgr__cluster_ask_rewrite(c, now)) return;
     if (mgr__cluster_ask_bury(c, now)) return;
@@ -6718,7 +6968,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
     case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
     case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
     case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
-    case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
+    case MGR__TASK_PAUSE: case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
         break;
     }
 }
@@ -6969,6 +7219,11 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         if (a->outcome != MGR__OUTCOME_OK) mgr__cluster_trouble(c, a, "write a wish", now);
         if (a->outcome != MGR__OUTCOME_CONFLICT && a->outcome != MGR__OUTCOME_UNKNOWN && a->outcome != MGR__OUTCOME_UNSENT && c->wish_count) mgr__cluster_drop_wish(c);
         break;
+    case MGR__TASK_PAUSE:
+        if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) break;     /* the next picture shows how it stands */
+        mgr__cluster_trouble(c, a, "write cluster/pause", now);
+        if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED) { c->pause_wish = MGR__PAUSE_NONE; c->breaker_due = false; }
+        break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
     case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, a, now); break;
@@ -7102,6 +7357,18 @@ static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool dra
     return true;
 }
 
+/* The last word counts. To resume also lets go of what our own breaker holds. */
+static void mgr__cluster_pause(mgr__cluster *c, bool on, mgr__str reason)
+{
+    c->pause_wish = on ? MGR__PAUSE_ON : MGR__PAUSE_OFF;
+    c->pause_not_before = 0;
+    mgr__copy_text(c->pause_reason, sizeof c->pause_reason, reason);
+    if (on) return;
+    c->hold_until = 0;
+    c->breaker_due = false;
+    c->vanished_count = 0;
+}
+
 /* Takes over `set`; NULL: it stays. placement: DEFAULT, it stays. */
 static void mgr__cluster_command_set(mgr__cluster *c, mgr__set *set, mgr_placement placement)
 {
@@ -7229,7 +7496,7 @@ static void mgr__cluster_pump(mgr__cluster *c, int64_t now)
     mgr__cluster_own_time(c, now);
     mgr__cluster_map(c);
     mgr__cluster_leave_time(c, now);
-    mgr__cluster_follow_map(c);
+    mgr__cluster_follow_map(c, now);
     mgr__cluster_phase_time(c, now);
     mgr__cluster_lease_lane(c, now);
     mgr__cluster_work_lane(c, now);
@@ -7257,6 +7524,9 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     bool idle = !c->errands[MGR__LANE_WORK].out && now >= c->not_before;    /* else the lane's next free moment comes by itself */
     if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
     if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
+    if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
+    if (idle && c->picture.pause.breaker) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), c->still_since + mgr__cluster_still_ms(c)));
+    if (idle && mgr__cluster_pause_needs(c, now) != MGR__PAUSE_NONE) at = mgr__min64(at, mgr__max64(now, c->pause_not_before));
     for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {
         const mgr__part *p = c->parts[i];
@@ -7308,6 +7578,7 @@ static void mgr__cluster_close(mgr__cluster *c)
     mgr__free(c->heap, c->actions);
     mgr__free(c->heap, c->burials);
     mgr__free(c->heap, c->wishes);
+    mgr__free(c->heap, c->vanished);
     mgr__picture_free(&c->picture);
     mgr__set_free(&c->set);
     mgr__set_free(&c->configured);
@@ -12687,6 +12958,7 @@ enum {
     MGR__ALONE_LOOK_MS = 100,           /* guard and keeper are gone: we end their work ourselves */
     MGR__CHECK_POLL_MS = 1000,
     MGR__VIEW_WAIT_MS_MAX = 600000,     /* Consul's own limit */
+    MGR__PAUSE_TRIES = 10,              /* somebody else changes cluster/pause meanwhile */
     MGR__DELAY_STEP_MS = 1000,
     MGR__CRASH_LOOP = 10,               /* ends in a row: another instance shall try */
     MGR__CRASH_START = 3                /* a failed start counts so many times */
@@ -14023,6 +14295,7 @@ static void mgr__desc_times(mgr_desc *d)
     d->rejoin_grace_ms = mgr__desc_ms(d->rejoin_grace_ms, 0);
     d->settle_ms = mgr__desc_ms(d->settle_ms, 1000);
     d->moves_max = mgr__desc_ms(d->moves_max, 0);
+    d->breaker_percent = mgr__desc_ms(d->breaker_percent, 50);
     d->start_timeout_ms = mgr__desc_ms(d->start_timeout_ms, 0);
     if (!d->weight) d->weight = 1;
 }
@@ -14045,6 +14318,7 @@ static mgr_result mgr__desc_check_times(mgr *m)
         return mgr__manager_fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
     if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
     if (d->placement > MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: it may be one of mgr_placement", (int)d->placement);
+    if (d->breaker_percent > 100) return mgr__manager_fail(m, MGR_INVALID, "breaker_percent is %lu: it may be at most 100", (unsigned long)d->breaker_percent);
     if (d->weight > 65535) return mgr__manager_fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;
 }
@@ -14146,6 +14420,7 @@ static mgr_result mgr__manager_open_core(mgr *m)
     config.rejoin_grace_ms = d->rejoin_grace_ms;
     config.settle_ms = d->settle_ms;
     config.moves_max = d->moves_max;
+    config.breaker_percent = d->breaker_percent;
     config.start_timeout_ms = d->start_timeout_ms;
     char boot[160];
     mgr__io_boot(boot, sizeof boot);
@@ -14531,6 +14806,31 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     return mgr__manager_outcome_result(m, &m->call_answer, "writing the wish");
 }
 
+/* The key may be gone already, or change on the way: then it is as was asked, or tried again. */
+static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
+{
+    mgr__picture picture;
+    mgr_result result = MGR_CONFLICT;
+    for (int tries = 0; tries < MGR__PAUSE_TRIES && result == MGR_CONFLICT; tries++) {
+        result = mgr__call_picture(m, &picture, MGR__REQUEST_TIMEOUT_MS);
+        if (result != MGR_OK) return result;
+        mgr__pause standing = picture.pause, pause = picture.pause;
+        mgr__picture_free(&picture);
+        if (on ? standing.exists && !standing.breaker : !standing.exists) return MGR_OK;
+        pause.by = mgr__str_of(m->desc.instance_id);
+        pause.reason = reason;
+        pause.breaker = false;
+        pause.since_ms = (uint64_t)m->io.realtime_ms(m->io.user);
+        mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
+        mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&m->side.arena, &m->cluster.root, "cluster/pause", mgr__nobody()));
+        op->index = standing.modify_index;
+        if (on) op->value = mgr__request_pause(&m->side, &pause);
+        mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
+        result = mgr__manager_outcome_result(m, &m->call_answer, "writing cluster/pause");
+    }
+    return result;
+}
+
 /* set NULL: only the placement. */
 static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set, mgr_placement placement)
 {
@@ -14657,6 +14957,19 @@ static mgr_result mgr__manager_put_wish(mgr *m, const char *instance, bool evict
 
 MGRAPI mgr_result mgr_evict(mgr *m, const char *instance) { return mgr__manager_put_wish(m, instance, true, false); }
 MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on) { return mgr__manager_put_wish(m, instance, false, on); }
+
+MGRAPI mgr_result mgr_pause(mgr *m, bool on, const char *reason)
+{
+    mgr_result result = mgr__manager_usable(m);
+    if (result != MGR_OK) return result;
+    char kept[MGR__REASON_BYTES];
+    mgr__copy_text(kept, sizeof kept, mgr__str_of(mgr__or(reason, "")));
+    mgr__one_line(kept);
+    if (m->desc.observer) return mgr__call_pause(m, on, mgr__str_of(kept));
+    mgr__cluster_pause(&m->cluster, on, mgr__str_of(kept));
+    mgr__loop_wake(&m->loop);
+    return MGR_OK;
+}
 
 /* ---- health ---- */
 
@@ -14886,6 +15199,25 @@ static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__pict
     if (holder) instances[holder - picture->members].owned++;
 }
 
+/* In a pause a partition is to stay where it is, unless its holder must or wants to give it away. */
+static void mgr__view_paused(mgr__view *v, const mgr__picture *picture, mgr_view_partition *partitions, size_t count)
+{
+    char since[32];
+    mgr__io_rfc3339(since, (int64_t)picture->pause.since_ms);
+    v->view.paused = true;
+    v->view.breaker = picture->pause.breaker;
+    v->view.paused_by = mgr__arena_str(&v->arena, picture->pause.by).at;
+    v->view.paused_reason = mgr__arena_str(&v->arena, picture->pause.reason).at;
+    if (picture->pause.since_ms) v->view.paused_since = mgr__arena_str(&v->arena, mgr__str_of(since)).at;
+    for (size_t i = 0; i < count; i++) {
+        mgr_view_partition *p = &partitions[i];
+        const mgr__member *m = p->owner ? mgr__picture_member(picture, mgr__str_of(p->owner)) : NULL;
+        bool keeps = m && m->alive && !m->leaving && !mgr__member_drains(m);
+        for (size_t r = 0; keeps && r < m->refuse_count; r++) keeps = !mgr__str_is(m->refuses[r], p->name);
+        if (keeps) p->assigned = p->owner;
+    }
+}
+
 static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *picture, const mgr__set *set)
 {
     mgr__buf scratch;
@@ -14899,7 +15231,7 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
     for (size_t i = 0; i < picture->member_count; i++) instances[i] = mgr__view_instance(&v->arena, &picture->members[i]);
     for (size_t i = 0; i < set->count; i++) {
         partitions[i].name = mgr__arena_str(&v->arena, set->names[i]).at;
-        partitions[i].assigned = owners[i] == MGR_RUSH_NOBODY ? NULL : instances[owners[i]].id;
+        partitions[i].assigned = partitions[i].mapped = owners[i] == MGR_RUSH_NOBODY ? NULL : instances[owners[i]].id;
         partitions[i].state = owners[i] == MGR_RUSH_NOBODY ? MGR_VIEW_UNPLACEABLE : MGR_VIEW_ASSIGNED;
         partitions[i].since = partitions[i].last_exit = partitions[i].last_owner = partitions[i].lost_why = "";
         partitions[i].lost = true;
@@ -14912,6 +15244,7 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
         if (at) mgr__view_owner(v, &partitions[at - set->names], picture, instances, kv, &scratch);
     }
     mgr__buf_free(&scratch);
+    if (picture->pause.exists) mgr__view_paused(v, picture, partitions, set->count);
     v->view.converged = true;
     for (size_t i = 0; i < picture->member_count; i++) if (instances[i].alive && instances[i].joining) v->view.converged = false;
     for (size_t i = 0; i < set->count; i++)
@@ -14955,7 +15288,7 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     uint64_t index = picture.index;
     mgr__view *v = (mgr__view *)mgr__alloc(&m->heap, sizeof *v);
     if (!v) result = mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
-    else mgr__arena_init(&v->arena, &m->heap);
+    else { mgr__arena_init(&v->arena, &m->heap); v->view.paused_by = v->view.paused_reason = v->view.paused_since = ""; }
     if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, mgr__manager_ms_until(m, until));
     if (result == MGR_OK) result = mgr__call_list(m, "owners/", mgr__manager_ms_until(m, until));
     if (result == MGR_OK) {

@@ -206,8 +206,8 @@ static bool places_find(const place *places, size_t count, const char *name, siz
 
 enum {
     RUN = 1, DEV = 2, STATUS = 4, WAIT = 8, PARTITIONS = 16, EVICT = 32, DRAIN = 64,
-    UNDRAIN = 128, WHY = 256, PLAN = 512, TIMINGS = 1024,
-    ADMIN = PARTITIONS | EVICT | DRAIN | UNDRAIN,
+    UNDRAIN = 128, WHY = 256, PLAN = 512, TIMINGS = 1024, PAUSE = 2048, RESUME = 4096,
+    ADMIN = PARTITIONS | EVICT | DRAIN | UNDRAIN | PAUSE | RESUME,
     LOOK = STATUS | WAIT | WHY | PLAN,
     ANY = RUN | DEV | ADMIN | LOOK | TIMINGS     /* an option whose text differs stands there once for each */
 };
@@ -216,9 +216,10 @@ enum {
 typedef struct options {
     const char *service, *service_name, *instance;
     const char *consul, *token_file, *prefix, *config, *check_script, *directory;
-    list     partitions, instances, tags, add, remove;
+    const char *reason;
+    list     partitions, instances, tags, add, remove, reweigh;
     list     kept;                  /* values of the configuration file, and paths made absolute */
-    uint32_t weight, dev_count;
+    uint32_t weight, dev_count, moves_max, breaker_percent;
     uint32_t lease_ms, delay_ms, ttl_ms, stop_grace_ms, rejoin_grace_ms, settle_ms, start_timeout_ms;
     uint32_t check_ttl_ms, check_interval_ms, timeout_ms;
     int      stop_signal;
@@ -279,6 +280,28 @@ static const char *set_weight(options *o, void *field, const char *value)
     unsigned long number;
     (void)o;
     if (!number_in(value, 1, 65535, &number)) return "is no number from 1 to 65535";
+    *(uint32_t *)field = (uint32_t)number;
+    return NULL;
+}
+
+static const char *set_moves(options *o, void *field, const char *value)
+{
+    unsigned long number;
+    (void)o;
+    if (!number_in(value, 1, 65535, &number)) return "is no number from 1 to 65535";
+    *(uint32_t *)field = (uint32_t)number;
+    return NULL;
+}
+
+static const char *set_breaker(options *o, void *field, const char *value)
+{
+    unsigned long number;
+    size_t len = strlen(value);
+    char digits[8] = "";
+    (void)o;
+    if (len && len < sizeof digits) memcpy(digits, value, value[len - 1] == '%' ? len - 1 : len);
+    if (strcmp(value, "none") == 0) number = MGR_NONE;
+    else if (!number_in(digits, 1, 100, &number)) return "is neither none nor a share from 1 to 100";
     *(uint32_t *)field = (uint32_t)number;
     return NULL;
 }
@@ -482,6 +505,8 @@ static const option OPTIONS[] = {
     {"shell", 0, NULL, RUN | DEV, set_flag, AT(shell), "COMMAND is one argument, for sh -c; nothing in it is replaced"},
     {"directory", 0, "DIR", RUN | DEV, set_directory, AT(directory), "where COMMAND starts; default: the directory this is called in"},
     {"weight", 0, "NUMBER", RUN, set_weight, AT(weight), "share of the work against other instances; default 1"},
+    {"moves-max", 0, "NUMBER", RUN | DEV, set_moves, AT(moves_max), "hand over at most so many partitions at a time; default no limit"},
+    {"breaker", 0, "PERCENT", RUN | DEV, set_breaker, AT(breaker_percent), "when more than this share of the instances vanishes at once, only failures move anything until all is still; none: never; default 50"},
     {"service-name", 0, "NAME", RUN | DEV, set_text, AT(service_name), "what Consul shows; default: the id"},
     {"tag", 0, "TAG", RUN | DEV, set_one_more, AT(tags), "of the Consul service; may be repeated"},
     {"stop-signal", 0, "SIGNAL", RUN | DEV, set_signal, AT(stop_signal), "polite stop of COMMAND; default TERM"},
@@ -502,6 +527,8 @@ static const option OPTIONS[] = {
     {"instances", 0, "LIST", PLAN, set_list, AT(instances), "ID[:WEIGHT]...: plan on paper, for these instead of a running service"},
     {"add", 0, "ID[:WEIGHT]", PLAN, set_one_more, AT(add), "as if this instance joined; may be repeated"},
     {"remove", 0, "ID", PLAN, set_one_more, AT(remove), "as if this instance left; may be repeated"},
+    {"weight", 0, "ID=WEIGHT", PLAN, set_one_more, AT(reweigh), "as if this instance had that weight; may be repeated"},
+    {"reason", 0, "TEXT", PAUSE, set_text, AT(reason), "why, for those who look"},
     {"json", 0, NULL, STATUS | PLAN | TIMINGS, set_flag, AT(json), "one line of JSON instead of a table"},
     {"watch", 0, NULL, STATUS, set_flag, AT(watch), "show it again whenever it changes"},
     {"timeout", 0, "DURATION", WAIT, set_duration, AT(timeout_ms), "give up after so long; default 30s"},
@@ -747,7 +774,7 @@ typedef struct field_word { const char *field, *word, *unit; } field_word;
 
 static const field_word FIELD_WORDS[] = {
     {"lease_ms", "--lease", "ms"}, {"delay_ms", "--delay", "ms"}, {"stop_grace_ms", "--stop-grace", "ms"},
-    {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"}, {"rejoin_grace_ms", "--rejoin-grace", "ms"},
+    {"breaker_percent", "--breaker", ""}, {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"}, {"rejoin_grace_ms", "--rejoin-grace", "ms"},
     {"start_timeout_ms", "--start-timeout", "ms"}, {"consul_token_file", "--token-file", ""}, {"consul_addr", "--consul", ""},
     {"kv_prefix", "--prefix", ""}, {"service_id", "service", ""}, {"service_name", "--service-name", ""},
     {"instance_id", "instance", ""}, {"weight", "--weight", ""}
@@ -1010,7 +1037,8 @@ static const char *not_started(const mgr_view_partition *p)
 
 static void partition_notes(text *out, const mgr_view_partition *p)
 {
-    if (p->lost) text_format(out, "lost by %s", p->last_owner);
+    if (p->mapped && !same(p->mapped, p->assigned)) text_format(out, "kept by the pause, then to %s", p->mapped);
+    else if (p->lost) text_format(out, "lost by %s", p->last_owner);
     else if (p->owner && !same(p->owner, p->assigned)) text_format(out, "to be handed over");
     if (p->attempts > 1) text_format(out, "%sstarted %u times", out->len ? ", " : "", (unsigned)p->attempts);
     if (*p->last_exit) text_format(out, "%s%s%s", out->len ? ", " : "", not_started(p) ? "" : "last ", p->last_exit);
@@ -1037,6 +1065,26 @@ static void view_partitions(text *out, const mgr_view *view)
         text_free(&notes);
     }
     table_end(out, &t);
+}
+
+/* "paused by web1 since 2026-11-24T12:00:00Z: deploy", without an end of line. */
+static void pause_text(text *out, const mgr_view *view)
+{
+    text_format(out, "paused by %s%s", view->breaker ? "the circuit breaker of " : "", *view->paused_by ? view->paused_by : "somebody unknown");
+    if (*view->paused_since) text_format(out, " since %s", view->paused_since);
+    if (*view->paused_reason) text_format(out, ": %s", view->paused_reason);
+}
+
+static void view_pause(text *out, const mgr_view *view)
+{
+    text line = { NULL, 0, 0, false };
+    if (!view->paused) return;
+    pause_text(&line, view);
+    text_format(out, "%s: ", view->service_id);
+    text_coloured(out, YELLOW, text_of(&line));
+    text_format(out, "\n  planned moves are held, failures are taken over; %smanager resume -s %s ends it\n",
+                view->breaker ? "it ends by itself once no instance comes or goes, or " : "", view->service_id);
+    text_free(&line);
 }
 
 static void view_summary(text *out, const mgr_view *view)
@@ -1068,17 +1116,32 @@ static void view_table(text *out, const mgr_view *view)
     view_partitions(out, view);
     text_add(out, "\n");
     view_summary(out, view);
+    view_pause(out, view);
 }
 
 static const char *json_bool(bool b) { return b ? "true" : "false"; }
+
+static void pause_json(text *out, const mgr_view *view)
+{
+    if (!view->paused) { text_add(out, "null"); return; }
+    text_add(out, "{\"by\":");
+    text_json(out, view->paused_by);
+    text_add(out, ",\"since\":");
+    text_json_or_null(out, *view->paused_since ? view->paused_since : NULL);
+    text_add(out, ",\"reason\":");
+    text_json(out, view->paused_reason);
+    text_format(out, ",\"breaker\":%s}", json_bool(view->breaker));
+}
 
 static void view_json(text *out, const mgr_view *view)
 {
     static const char *const STATES[] = { "assigned", "assumed", "unplaceable" };
     text_add(out, "{\"service\":");
     text_json(out, view->service_id);
-    text_format(out, ",\"index\":%llu,\"converged\":%s,\"placement\":\"%s\",\"instances\":[",
-                (unsigned long long)view->index, json_bool(view->converged), placement_word(view->placement));
+    text_format(out, ",\"index\":%llu,\"converged\":%s,\"placement\":\"%s\",\"paused\":", (unsigned long long)view->index,
+                json_bool(view->converged), placement_word(view->placement));
+    pause_json(out, view);
+    text_add(out, ",\"instances\":[");
     for (size_t n = 0; n < view->instance_count; n++) {
         const mgr_view_instance *i = &view->instances[n];
         text_add(out, n ? ",{\"id\":" : "{\"id\":");
@@ -1100,6 +1163,8 @@ static void view_json(text *out, const mgr_view *view)
         text_json(out, p->name);
         text_add(out, ",\"assigned\":");
         text_json_or_null(out, p->assigned);
+        text_add(out, ",\"mapped\":");
+        text_json_or_null(out, p->mapped);
         text_add(out, ",\"owner\":");
         text_json_or_null(out, p->owner);
         text_format(out, ",\"state\":\"%s\",\"fence\":%llu,\"since\":", STATES[p->state], (unsigned long long)p->fence);
@@ -1328,6 +1393,8 @@ static void describe_run(program *p, mgr_desc *desc)
     describe(p, desc);
     desc->instance_id = o->instance;
     desc->weight = o->weight;
+    desc->moves_max = o->moves_max;
+    desc->breaker_percent = o->breaker_percent;
     desc->tags = list_names(&o->tags);
     desc->tag_count = o->tags.count;
     desc->partitions = o->partitions.count ? list_names(&o->partitions) : NULL;
@@ -1736,6 +1803,9 @@ static void why_reason(text *out, const mgr_view *view, const mgr_view_partition
     } else if (unable) {
         text_format(out, "its program cannot be started on %s: %s; look at COMMAND, the PATH and the --directory that manager run was given there, and at its log",
                     where, unable);
+    } else if (same(q->owner, q->assigned) && q->owner && !same(q->assigned, q->mapped)) {
+        text_format(out, "%s keeps it while the service is paused; then the map moves it to %s; ", q->owner, q->mapped ? q->mapped : "nobody");
+        pause_text(out, view);
     } else if (same(q->owner, q->assigned) && q->owner) {
         text_format(out, "the map gives it to %s, which holds its lock and works on it", q->assigned);
         if (q->attempts > 1) text_format(out, "; its process keeps ending, and is started again after a pause: see what it says on stderr");
@@ -1790,7 +1860,7 @@ static int cmd_why(program *p)
 }
 
 /* ============================================================================
- * partitions, drain, undrain, evict
+ * partitions, drain, undrain, pause, resume, evict
  * ========================================================================== */
 
 static int admin_done(program *p, mgr *m, mgr_result result, const char *done)
@@ -1856,6 +1926,27 @@ static int drain(program *p, bool on)
 
 static int cmd_drain(program *p) { return drain(p, true); }
 static int cmd_undrain(program *p) { return drain(p, false); }
+
+static int pause_or_resume(program *p, bool on)
+{
+    mgr *m = NULL;
+    mgr_view *view = NULL;
+    char done[600];
+    int code = observe(p, &m);
+    if (code) return code;
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
+    if (result != MGR_OK) return admin_done(p, m, result, "");
+    bool already = on ? view->paused && !view->breaker : !view->paused;
+    mgr_view_free(m, view);
+    snprintf(done, sizeof done, already ? on ? "%s is paused already: see manager status -s %s" : "%s is not paused; see manager status -s %s"
+                              : on ? "%s is paused: only failures and explicit commands move anything; manager resume -s %s ends it"
+                              : "%s goes on; manager wait -s %s says when every partition is where the map wants it",
+             p->opt.service, p->opt.service);
+    return admin_done(p, m, already ? MGR_OK : mgr_pause(m, on, p->opt.reason), done);
+}
+
+static int cmd_pause(program *p) { return pause_or_resume(p, true); }
+static int cmd_resume(program *p) { return pause_or_resume(p, false); }
 
 static bool confirmed(const program *p)
 {
@@ -1960,6 +2051,19 @@ static bool roster_remove(const program *p, roster *r, const char *id)
     memmove(r->members + at, r->members + at + 1, (r->count - at - 1) * sizeof *r->members);
     memmove(r->slots + at, r->slots + at + 1, (r->count - at - 1) * sizeof *r->slots);
     r->count--;
+    return true;
+}
+
+/* "ID=WEIGHT"; cut apart in place. A draining instance keeps none. */
+static bool roster_reweigh(const program *p, roster *r, char *word)
+{
+    char *sign = strrchr(word, '=');
+    unsigned long weight;
+    if (!sign || !number_in(sign + 1, 1, 65535, &weight)) { say(p, "--weight %s: not of the form ID=WEIGHT, the weight from 1 to 65535", word); return false; }
+    *sign = 0;
+    size_t at = roster_find(r, word);
+    if (at == r->count) { say(p, "--weight %s: there is no such instance", word); return false; }
+    if (r->members[at].weight) r->members[at].weight = (uint32_t)weight;
     return true;
 }
 
@@ -2123,6 +2227,8 @@ static int plan_make(program *p, plan *x, const mgr_view *view)
         if (!roster_remove(p, &x->after.roster, p->opt.remove.names[i])) return EXIT_USAGE;
     for (size_t i = 0; i < p->opt.add.count; i++)
         if (!roster_parse(p, &x->after.roster, p->opt.add.names[i])) return EXIT_USAGE;
+    for (size_t i = 0; i < p->opt.reweigh.count; i++)
+        if (!roster_reweigh(p, &x->after.roster, p->opt.reweigh.names[i])) return EXIT_USAGE;
     if (p->opt.partitions.count) side_names(&x->after, list_names(&p->opt.partitions), p->opt.partitions.count);
     else side_names(&x->after, x->before.names, x->before.count);
     x->after.placement = p->opt.placement ? p->opt.placement : x->before.placement;
@@ -2184,6 +2290,10 @@ static int plan_show(program *p, plan *x, const mgr_view *view)
     text out = { NULL, 0, 0, false };
     if (code == EXIT_OK && p->opt.json) plan_json(&out, x);
     else if (code == EXIT_OK) plan_table(&out, x);
+    if (code == EXIT_OK && !p->opt.json && view && view->paused) {
+        pause_text(&out, view);
+        text_format(&out, "; nothing of this moves before manager resume -s %s, unless what has it fails, drains or leaves\n", p->opt.service);
+    }
     print_text(&out);
     text_free(&out);
     return code;
@@ -2557,9 +2667,10 @@ static const command COMMANDS[] = {
      "say why a partition is where it is, or is not running", "", "PARTITION", false, true, cmd_why},
     {"wait", WAIT, "-s SERVICE [--timeout 30s]",
      "wait until every partition is assumed; exit 3 if it is not", "", NULL, false, true, cmd_wait},
-    {"plan", PLAN, "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--partitions LIST] [--placement POLICY] [--json]",
+    {"plan", PLAN, "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--weight ID=WEIGHT]... [--partitions LIST] [--placement POLICY] [--json]",
      "show what a change would move; changes nothing",
-     "On paper: manager plan --instances a,b,c --partitions 0..15 --add d\n", NULL, false, false, cmd_plan},
+     "On paper: manager plan --instances a,b:2,c --partitions 0..15 --add d\n"
+     "During a pause it shows what would move at its end.\n", NULL, false, false, cmd_plan},
     {"partitions", PARTITIONS, "-s SERVICE [LIST] [--placement POLICY]",
      "change the partition set of a running service, or how it is placed",
      "POLICY rush places by weight, and little moves whatever changes. POLICY slots numbers the instances,\n"
@@ -2569,6 +2680,13 @@ static const command COMMANDS[] = {
      "make an instance hand everything over and stay", "", "INSTANCE", false, true, cmd_drain},
     {"undrain", UNDRAIN, "-s SERVICE INSTANCE",
      "let it take work again", "", "INSTANCE", false, true, cmd_undrain},
+    {"pause", PAUSE, "-s SERVICE [--reason TEXT]",
+     "hold every planned move of the service until resume",
+     "Instances keep what they hold: joins, weights and returning instances move nothing. What has no\n"
+     "holder goes where the map wants it: what dead and leaving instances had, new partitions. Drain,\n"
+     "evict and removed partitions are done as well.\n", NULL, false, true, cmd_pause},
+    {"resume", RESUME, "-s SERVICE",
+     "go on after a pause, or after the circuit breaker", "", NULL, false, true, cmd_resume},
     {"evict", EVICT, "-s SERVICE INSTANCE [--yes]",
      "make an instance leave; asks on a terminal", "", "INSTANCE", false, true, cmd_evict},
     {"timings", TIMINGS, "[-s SERVICE] [--json]",
@@ -2677,7 +2795,7 @@ static int dispatch(program *p, int argc, char **argv)
 
 static void options_free(options *o)
 {
-    list *const lists[] = { &o->partitions, &o->instances, &o->tags, &o->add, &o->remove, &o->kept };
+    list *const lists[] = { &o->partitions, &o->instances, &o->tags, &o->add, &o->remove, &o->reweigh, &o->kept };
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) list_free(lists[i]);
 }
 

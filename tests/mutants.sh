@@ -107,15 +107,16 @@ mutant S2 two_of_one_id                 test_cluster:of_one_id 'if (own && own->
 mutant S2 join_unconditioned            test_cluster:a_join 'if (old) mgr__request_check_index(r, key, old->modify_index);' 'if (old) {}'
 
 # ---- when a partition may be taken ----
-mutant S3 no_delay                      sim 'return p->lost_since + p->lost_delay_ms;' 'return now;'
-mutant S3 short_delay                   sim 'return p->lost_since + p->lost_delay_ms;' 'return p->lost_since + p->lost_delay_ms / 3;'
-mutant S3 held_may_be_taken             test_cluster:may_be_taken 'if (!p->seen || p->held) return MGR__NEVER;' 'if (!p->seen) return MGR__NEVER;'
-mutant S3 any_certificate_will_do       test_cluster:may_be_taken 'if (p->seen_exists && p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;' 'if (p->seen_exists && p->holder[0] && c->picture.certificate_count) return now;'
+mutant S3 no_delay                      sim 'return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms;' 'return p->held ? MGR__NEVER : now;'
+mutant S3 short_delay                   sim 'return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms;' 'return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms / 3;'
+mutant S3 held_may_be_taken             test_cluster:may_be_taken 'return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms;' 'return p->lost_since + p->lost_delay_ms;'
+mutant S3 any_certificate_will_do       test_cluster:may_be_taken 'if (p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;' 'if (p->holder[0] && c->picture.certificate_count) return now;'
+mutant S3 any_lock_is_taken_off         sim 'if (p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;' 'if (p->holder[0]) return now;'
 mutant S4 missing_is_free               sim 'p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);' 'p->lost_delay_ms = owner.exists ? (int64_t)c->config.delay_ms : 0;'
 mutant S4 own_delay_only                test_cluster:may_be_taken 'p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);' 'p->lost_delay_ms = (int64_t)c->config.delay_ms;'
 mutant S4 a_new_index_counts_on         test_cluster:may_be_taken 'if (!p->held && (!p->seen || p->lost_index != owner.modify_index || !p->lost_since)) {' 'if (!p->held && (!p->seen || !p->lost_since)) {'
 mutant S4 malformed_is_released         test_cluster:cannot_be_read 'if (!mgr__json_end(&j)) { owner->released = false; owner->delay_ms = 0; }' ''
-mutant S5 blind_lock                    sim 'if (index) mgr__request_check_index(r, key, index);' 'if (index) {}'
+mutant S5 blind_lock                    sim 'mgr__request_check_index(r, key, index);' 'if (index) {}'
 mutant S6 adopt_lost_lock               sim 'if (p->state == MGR__PART_ACQUIRING) p->state = MGR__PART_IDLE;' 'if (p->state == MGR__PART_ACQUIRING || ours) { if (ours) mgr__part_begin(c, p); else p->state = MGR__PART_IDLE; return; }'
 mutant S6 the_same_value_again          test_cluster:another_value 'owner.serial = ++p->serial;' 'owner.serial = p->serial;'
 mutant S7 lock_older_than_the_lease     test_cluster:a_lock_older 'if (e->sent_at + (int64_t)c->config.lease_ms < c->lease_until || now' 'if (now'
@@ -129,7 +130,7 @@ mutant S9 no_distrust                   test_cluster:not_believed 'c->distrust_u
 mutant S9 fence_base_stays              test_cluster:fences_grow 'if (fence) marker.fence_base = c->fence_floor;' ''
 mutant S9 floor_ignored                 test_cluster:new_fence_base 'if (p->fence <= p->watermark || p->fence <= c->fence_floor) {' 'if (p->fence <= p->watermark) {'
 mutant S9 held_is_not_confirmed         test_cluster:confirmed_at_once '    c->next_round = now;' ''
-mutant S9 lock_under_any_marker         test_cluster:locks_hang 'mgr__request_check_index(&e->request, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);' 'mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));'
+mutant S9 lock_under_any_marker         test_cluster:locks_hang 'mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);' 'mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));'
 mutant S10 sessions_are_not_counted     test_cluster:have_a_session 's->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);' 's->lost = s->remembered;'
 mutant S10 nothing_is_remembered        test_cluster:remembers 's->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);' 's->lost = mgr__setter_sessions_others(s, session_name, a);'
 mutant S10 sessions_before_the_marker   test_cluster:behind_the_marker 's->state = a->kv_count ? MGR__SETTER_SESSIONS : MGR__SETTER_LOOK;' 's->state = a->kv_count ? MGR__SETTER_OWNERS : MGR__SETTER_LOOK;'
@@ -198,7 +199,7 @@ mutant S24 lost_is_not_busy             sim '{ return mgr__part_works(p) || (p->
 mutant S24 old_keeper_new_life          test_cluster:keeper_is_ready '!c->errands[MGR__LANE_WORK].out && c->keeper_ready) mgr__cluster_phase' '!c->errands[MGR__LANE_WORK].out) mgr__cluster_phase'
 mutant S25 words_before_death           test_keeper:work_is_over 'if (mgr__keeping_overrun(k, now) || k->sweep) return false;' 'return true;'
 mutant S25 words_before_the_sweep       test_keeper:work_is_over 'if (mgr__keeping_overrun(k, now) || k->sweep) return false;' 'if (mgr__keeping_overrun(k, now)) return false;'
-mutant S25 destroy_first                test_keeper:manager_killed_words 'if (certify) mgr__words_send(k, MGR__WORD_CERTIFICATE);' 'mgr__words_send(k, MGR__WORD_DESTROY); if (certify) mgr__words_send(k, MGR__WORD_CERTIFICATE);'
+mutant S25 destroy_first                test_keeper:manager_killed_words 'int64_t within_ms = certify ? MGR__KEEPER_TIDY_MS : MGR__KEEPER_WORDS_MS;' 'int64_t within_ms = MGR__KEEPER_TIDY_MS; mgr__words_send(k, MGR__WORD_DESTROY, within_ms);'
 mutant S26 certified_while_it_lives     test_keeper:in_process_work 'return !MGR__LOAD(&k->page->in_process) || mgr__keeping_host_dead(k);' 'return true;'
 mutant S26 keeper_is_not_told           test_manager:leaves_its_life_uncertified 'bool any = m->cluster.unproven;' 'bool any = false;'
 mutant S26 told_too_late                test_manager:keeper_knows 'm->works[i]->in_process || m->works[i]->starting;' 'm->works[i]->in_process;'
@@ -210,6 +211,13 @@ mutant S27 both_dead_is_proof_at_once   test_keeper:populated_cgroup 'if (popula
 mutant S27 unproven_status_is_certified test_manager:both_killed_leave 'if (status == MGR__KEEPER_UNPROVEN) {       /* guard' 'if (false) {       /* guard'
 mutant S28 stuck_is_let_go              test_keeper:stuck_worker 'mgr__keeping_renew(k, now);' ''
 mutant S28 guard_kills_a_stuck_keeper   test_keeper:stuck_worker 'if (MGR__LOAD(&g->page->stuck)) deadline' 'if (false) deadline'
+
+mutant S29 the_living_are_dead          test_keeper:record_of_a_life 'if (!mgr__process_ended((pid_t)r->who[i].pid, r->who[i].start)) return MGR__VERDICT_LATER;' ''
+mutant S29 any_boot_will_do             test_keeper:death_is_proven 'if (!boot[0] || strcmp(r->boot, boot) != 0) return MGR__VERDICT_NONE;' ''
+mutant S29 loose_workers_are_dead       test_keeper:without_a_group 'if (r->partial) return MGR__VERDICT_NONE;' ''
+mutant S29 any_group_is_empty           test_keeper:death_is_proven 'if (!mgr__life_group_dead(r)) return MGR__VERDICT_LATER;' ''
+mutant S29 held_file_is_free            test_keeper:forked_copy '*held = mgr__process_lock_shared(fd) < 0;' '*held = false;'
+mutant S29 any_file_will_do             test_keeper:death_is_proven 'if (device != wanted[0] || inode != wanted[1]) return' 'if (false) return'
 
 # ---- promises of the manual, where a mutant is cheap ----
 mutant P5 draws_by_place                test_rush:input_order 'if (order->hash[a] != order->hash[b]) return order->hash[a] < order->hash[b] ? -1 : 1;' 'if (order) return a < b ? -1 : 1;'
@@ -223,11 +231,20 @@ mutant P8 mask_stays_blocked            test_host:four_threads '    mgr__process
 mutant P8 descriptor_is_left            test_host:four_threads '    mgr__process_close(k->keeper_fd);' ''
 mutant P8 page_is_left                  test_host:four_threads 'mgr__process_unmap(k->page, sizeof *k->page);' ''
 mutant P9 asked_without_end             test_cluster:nothing_is_asked 'c->next_round = c->round_started + mgr__cluster_round_ms(c);' 'c->next_round = c->round_started + 20;'
-mutant P10 waits_in_silence             test_cluster:the_dead_are_waited '} else if (!p->held && mgr__part_takeable_at(c, p, now) > now) {' '} else if (false) {'
+mutant P10 waits_in_silence             test_cluster:the_dead_are_waited '} else if (!p->held && p->seen_exists && mgr__part_takeable_at(c, p, now) > now) {' '} else if (false) {'
 
 # a promise of speed: no wake-up is lost
 mutant P2 lost_wake_up                  sim 'if (mgr__part_outrun(c, e->parts[i], e->index_max)) e->parts[i]->stale = true;' ''
 mutant P2 deaf_to_releases              sim 'if (!holder || holder->modify_index != p->holder_index) p->stale = true;' ''
+
+# ---- pauses, slots ----
+mutant P6 moves_in_a_pause              sim 'bool held = mgr__cluster_held(c, now);' 'bool held = now < 0;'
+mutant P2 pause_holds_failures          sim 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && mgr__marker_known(&c->picture.marker);' 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && !c->picture.pause.exists;'
+mutant P2 endless_breaker               sim 'return c->picture.pause.exists && c->picture.pause.breaker && now >= c->still_since + mgr__cluster_still_ms(c);' 'return now < 0;'
+mutant P5 slot_unconditioned           sim 'mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));' 'mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_slot_key(c, r, number));'
+mutant P5 slot_unclaimed               sim 'bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);' 'bool claims = false;'
+mutant P5 slot_left_behind             test_cluster:slot 'if (m && m->slot == slot->number && m->slot_index) continue;' 'continue;'
+mutant P5 slot_not_freed               test_cluster:slot 'if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS' 'if (false) mgr__request_op(&e->request, MGR__DELETE_CAS'
 
 if [ -n "$dry" ]; then
     failed=$(cat "$tmp/unmade" 2>/dev/null | wc -l)

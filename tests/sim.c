@@ -21,6 +21,8 @@
 enum {
     SIM_INSTANCES_MAX = 7, SIM_PARTS_MAX = 24, SIM_MESSAGES_MAX = 4096,
     SIM_LEASE_MS = 3000, SIM_MARGIN_MS = 900, SIM_DELAY_MS = 4000, SIM_GRACE_MS = 1000,
+    SIM_PAUSE_SEEN_MS = 15000,          /* so long a live instance may act on a picture from before a pause */
+    SIM_RESUME_MS = 15000,
     SIM_TTL_MS = 10000, SIM_CALM_MS = 8000, SIM_CALM_GAP_MS = 700, SIM_FAULTS_MS = 60000, SIM_HEAL_MS = 60000
 };
 
@@ -82,7 +84,9 @@ typedef struct sim {
     uint32_t     every_crash, every_host_death, every_freeze, every_cut, every_destroy, every_delete, every_stall, every_leave, every_evict;
     uint32_t     grace_ms;              /* some runs: a dead instance's share is kept for its return */
     uint32_t     lose_per_mille, late_per_mille, slow_ms, slow_per_mille, watch_lag_ms;
-    uint64_t     starts, crashes, handovers;
+    uint64_t     starts, crashes, handovers, pauses;
+    uint32_t     every_pause, breaker_percent;
+    int64_t      paused_since;          /* the key cluster/pause stands, without a break; 0: it does not */
     const char  *bad;
     char         bad_text[300];
 } sim;
@@ -401,6 +405,21 @@ static void sim_fresh_keeper(sim *s, sim_instance *in)
     mgr__cluster_ready(&in->core);
 }
 
+static bool sim_paused(sim *s)
+{
+    mgr__kv kv[1];
+    return dc_list(&s->store, mgr__str_of("manager/svc/cluster/pause"), kv, 1) > 0;
+}
+
+/* While paused nobody gives away what he could keep: told by the store's key, and
+ * after some time for the picture to arrive; at once where the core has seen it. */
+static void sim_check_paused(sim *s, const sim_instance *in, const mgr__part *part)
+{
+    if (in->core.want_leave || part->state != MGR__PART_RELEASING) return;      /* this instance leaves, or has lost it */
+    if (in->core.picture.pause.exists) sim_fail(s, "a planned move in a pause that was seen", in->id, part->name.at);
+    if (s->paused_since && s->now - s->paused_since > SIM_PAUSE_SEEN_MS) sim_fail(s, "a planned move in a pause", in->id, part->name.at);
+}
+
 static void sim_act(sim *s, int index, const mgr__action *a)
 {
     sim_instance *in = &s->in[index];
@@ -410,6 +429,7 @@ static void sim_act(sim *s, int index, const mgr__action *a)
     case MGR__ACT_REQUEST: sim_send(s, index, a->lane); break;
     case MGR__ACT_WORK_BEGIN: sim_begin_work(s, in, a->part); break;
     case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL:
+        if (a->kind == MGR__ACT_WORK_STOP) sim_check_paused(s, in, a->part);
         if (!in->work[p].alive) mgr__cluster_gone(&in->core, a->part);
         else sim_end_work(s, in, p, a->kind == MGR__ACT_WORK_KILL ? 0 : a->ms);
         break;
@@ -469,6 +489,7 @@ static void sim_boot(sim *s, int index)
     config.settle_ms = 200;
     config.placement = s->slots ? MGR_PLACEMENT_SLOTS : MGR_PLACEMENT_RUSH;
     config.rejoin_grace_ms = s->grace_ms;
+    config.breaker_percent = s->breaker_percent;
     config.seed = mgr__rng_next(&s->rng);
     mgr__buf_init(&error, &s->heap, 4096);
     in->exists = in->core_alive = true;
@@ -622,8 +643,17 @@ static void sim_disturb(sim *s)
     sim_pump(s, i);
 }
 
+/* An operator, through an instance. */
+static void sim_pause(sim *s, sim_instance *in, bool on)
+{
+    mgr__cluster_pause(&in->core, on, mgr__str_of("the simulator"));
+    sim_pump(s, (int)(in - s->in));
+    sim_say(s, "%s is told to %s", in->id, on ? "pause" : "resume");
+}
+
 static void sim_make_faults(sim *s)
 {
+    if (s->in[0].core_alive && !s->in[0].frozen && sim_due(s, s->every_pause)) sim_pause(s, &s->in[0], !sim_paused(s));
     if (s->calm) { sim_disturb(s); return; }
 
     int i = (int)sim_below(s, (uint32_t)s->instance_count);
@@ -661,6 +691,9 @@ static void sim_heal(sim *s)
 static void sim_step(sim *s)
 {
     dc_tick(&s->store, s->now);
+    bool paused = sim_paused(s);
+    if (paused && !s->paused_since) { s->paused_since = s->now; s->pauses++; }
+    if (!paused) s->paused_since = 0;
     for (int i = 0; i < s->message_high; i++) if (s->messages[i].used) sim_message_step(s, &s->messages[i]);
     for (int i = 0; i < s->instance_count; i++) if (s->in[i].exists) sim_instance_step(s, i);
 }
@@ -681,6 +714,28 @@ static void sim_judge_slots(sim *s)
     }
     if (picture.slot_count != picture.member_count) sim_fail(s, "a slot's key is left over at the end", "", "");
     mgr__picture_free(&picture);
+}
+
+/* No pause any more: each works on what the map gives it, and that is the map of all. */
+static void sim_judge_map(sim *s)
+{
+    for (int i = 0; i < s->instance_count; i++) {
+        sim_instance *in = &s->in[i];
+        for (size_t n = 0; in->core_alive && n < in->core.part_count; n++)
+            if (in->work[atoi(in->core.parts[n]->name.at)].alive != in->core.parts[n]->assigned)
+                sim_fail(s, "not where the map wants it", in->id, in->core.parts[n]->name.at);
+    }
+}
+
+/* Whoever can hear it is told, until nothing is paused. */
+static void sim_resume(sim *s)
+{
+    int64_t until = s->now + SIM_RESUME_MS;
+    for (int i = 0; i < s->instance_count; i++)
+        if (s->in[i].core_alive && s->in[i].core.picture.pause.breaker) sim_fail(s, "the circuit breaker does not end", s->in[i].id, "");
+    for (int i = 0; sim_paused(s) && i < s->instance_count; i++) if (s->in[i].core_alive) { sim_pause(s, &s->in[i], false); break; }
+    for (; s->now < until && !s->bad; s->now++) sim_step(s);
+    if (!s->bad && sim_paused(s)) sim_fail(s, "still paused at the end", "", "");
 }
 
 /* Exactly one works on each partition, and under the latest fence. */
@@ -723,6 +778,8 @@ static void sim_setup(sim *s, uint64_t seed)
     s->slow_ms = sim_chance(s, 500) ? 20 : sim_below(s, 2500);
     s->watch_lag_ms = sim_chance(s, 500) ? 0 : sim_below(s, 5000);
     s->calm = sim_chance(s, 200);
+    s->every_pause = sim_chance(s, 400) ? 5000 + sim_below(s, 40000) : 0;
+    s->breaker_percent = sim_chance(s, 500) ? 10 + sim_below(s, 60) : 0;
     if (s->calm) { s->lose_per_mille = s->late_per_mille = 0; s->slow_per_mille = 200; s->slow_ms = 60; s->watch_lag_ms = 0; s->part_count = 1 + s->part_count / 6; }
     mgr__rng more;      /* of its own: what a seed meant before there were slots it means still */
     more.state = mgr__mix64(seed ^ 0x510753);
@@ -777,6 +834,8 @@ static bool sim_run(sim *s, uint64_t seed, bool trace)
     sim_heal(s);
     for (; s->now < SIM_FAULTS_MS + SIM_HEAL_MS && !s->bad; s->now++) sim_step(s);
     if (!s->bad) sim_judge(s);
+    if (!s->bad) sim_resume(s);
+    if (!s->bad) { sim_judge(s); sim_judge_map(s); }
     if (s->bad) { printf("%s\n", s->bad_text); sim_show(s); }
     bool ok = !s->bad;
     sim_end(s);
@@ -788,7 +847,7 @@ int main(int argc, char **argv)
     unsigned long runs = argc > 1 ? strtoul(argv[1], NULL, 10) : 300;
     unsigned long first = argc > 2 ? strtoul(argv[2], NULL, 10) : 1;
     int most = argc > 3 ? (int)strtoul(argv[3], NULL, 10) : 6;
-    uint64_t starts = 0, crashes = 0;
+    uint64_t starts = 0, crashes = 0, pauses = 0;
     sim *s = (sim *)calloc(1, sizeof *s);
     if (!s) return 1;
     for (unsigned long i = 0; i < runs; i++) {
@@ -796,9 +855,11 @@ int main(int argc, char **argv)
         else test__failed++;
         starts += s->starts;
         crashes += s->crashes;
+        pauses += s->pauses;
         if (test__failed >= most) break;
     }
     free(s);
-    printf("%lu seeds from %lu: %llu starts of work, %llu crashes\n", runs, first, (unsigned long long)starts, (unsigned long long)crashes);
+    printf("%lu seeds from %lu: %llu starts of work, %llu crashes, %llu pauses\n", runs, first,
+           (unsigned long long)starts, (unsigned long long)crashes, (unsigned long long)pauses);
     return test__end();
 }
