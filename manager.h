@@ -5552,7 +5552,7 @@ static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
 {
     unsigned long count = (unsigned long)c->set.count;
     if (!members)
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "no instance takes part in the map yet: %lu partition%s without one", count, count == 1 ? " is" : "s are");
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "no instance takes part in the map: %lu partition%s without one", count, count == 1 ? " is" : "s are");
     else
         mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "the map of %lu partition%s on %lu instance%s gives us %lu%s", count, count == 1 ? "" : "s",
                           (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine, c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
