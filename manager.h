@@ -236,7 +236,8 @@
  *  S15 When stop_grace is left, work is told to stop, at the end it is killed: by the
  *      program, by the keeper if that hangs; with overrun_kill_host the program too.
  *      (mgr__cluster_lease_time, mgr__keeping_watch, mgr__keeping_overrun)
- *  S16 By the guard, keeper and all, half the kill margin later. (mgr__guard_watch)
+ *  S16 By the guard half the kill margin later, and the keeper too if it stands still.
+ *      (mgr__guard_watch, mgr__guard_end)
  *  S17 Keeper and guard act by as much earlier as their timers were late.
  *      (mgr__page_early)
  *  S18 When manager or guard is gone, the keeper ends the work; when the keeper is
@@ -11984,8 +11985,25 @@ static void mgr__guard_wait(mgr__guard *g, int64_t due)
     MGR__STORE(&g->page->guard_late, g->late);
 }
 
+/* Past the deadline: a keeper whose heart beats is not dead, only slow. */
+static bool mgr__guard_may_help(const mgr__page *page, int64_t now, int64_t deadline)
+{
+    int64_t more = page->kill_margin_ms / 4;
+    return now < deadline + more && now - MGR__LOAD(&page->keeper_beat) <= mgr__page_beat_ms(page) + more;
+}
+
+/* A slow keeper's workers are killed for it, so that it can still reap and certify
+ * them: with the keeper its word would be lost, and others would wait the delay. */
+static void mgr__guard_end(mgr__guard *g, mgr__process *list, int64_t now, int64_t deadline)
+{
+    mgr__page_close(g->page);
+    if (!mgr__guard_may_help(g->page, now, deadline)) { mgr__process_kill(g->keeper, SIGKILL); return; }
+    if (g->page->group[0]) mgr__process_cgroup_kill(g->page->group);
+    mgr__process_kill_below(g->keeper, list, MGR__KEEPER_LIST_MAX);
+}
+
 /* Returns when the keeper is dead, by its own end or by ours. */
-static void mgr__guard_watch(mgr__guard *g)
+static void mgr__guard_watch(mgr__guard *g, mgr__process *list)
 {
     mgr__process_end end;
     while (mgr__process_wait(g->keeper, true, &end) == 0) {
@@ -11997,8 +12015,7 @@ static void mgr__guard_watch(mgr__guard *g)
         if (MGR__LOAD(&g->page->stuck)) deadline = mgr__max64(deadline, MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_STUCK_MS);    /* it renews the session meanwhile */
         if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
         if (now >= deadline) {
-            mgr__page_close(g->page);
-            mgr__process_kill(g->keeper, SIGKILL);
+            mgr__guard_end(g, list, now, deadline);
             deadline = now + 20;
         }
         mgr__guard_wait(g, mgr__min64(deadline, now + mgr__guard_tick_ms(g)));
@@ -12070,7 +12087,7 @@ static void mgr__guard_main(mgr__page *page)
     for (int fd = MGR__FD_OUT; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
     g.host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
     g.timer_fd = mgr__process_timer_open();
-    mgr__guard_watch(&g);
+    mgr__guard_watch(&g, list);
     mgr__guard_sweep(&g, list);
     mgr__process_exit(0);
 }

@@ -799,6 +799,22 @@ TEST(manager_and_keeper_frozen_guard_ends_the_work)
     end_manager(t);
 }
 
+/* Past the guard's deadline, but with a beating heart: it may reap and certify yet,
+ * not beyond three quarters of the kill margin. */
+TEST(slow_keeper_is_helped_for_a_while)
+{
+    static mgr__page page;
+    memset(&page, 0, sizeof page);
+    page.lease_ms = 1200;
+    page.kill_margin_ms = 800;
+    MGR__STORE(&page.keeper_beat, (int64_t)9950);
+    CHECK(mgr__guard_may_help(&page, 10000, 10000));
+    CHECK(mgr__guard_may_help(&page, 10199, 10000));
+    CHECK(!mgr__guard_may_help(&page, 10200, 10000));
+    MGR__STORE(&page.keeper_beat, (int64_t)9600);
+    CHECK(!mgr__guard_may_help(&page, 10000, 10000));
+}
+
 /* What of a manager's children and grandchildren is there by now; keeper 0: not yet. */
 static void born_so_far(pid_t manager, pid_t *guard, pid_t *keeping)
 {
@@ -2215,6 +2231,7 @@ int main(int argc, char **argv)
     RUN(manager_killed_while_a_copy_of_it_lives);
     RUN(manager_frozen_lease_ends_the_work);
     RUN(manager_and_keeper_frozen_guard_ends_the_work);
+    RUN(slow_keeper_is_helped_for_a_while);
     RUN(nothing_stays_behind_of_a_start_that_was_cut_short);
     RUN(nothing_stays_behind_of_a_start_of_a_keeper_as_a_command);
     RUN(in_process_work_is_certified_by_the_hosts_death_only);
