@@ -1342,6 +1342,7 @@ TEST(death_is_proven_only_when_every_piece_is_there)
     const char *why = "";
     if (!life_make(&l, "a1")) { CHECK(!"a life file"); return; }
     trio t = living(&l, MGR_ISOLATE_CGROUP, "daemon");
+    CHECK(wait_locked(scratch("x"), true));
     CHECK_INT(prove(&l, &why), MGR__VERDICT_LATER);
     CHECK_STR(why, "the program of that life still lives");
     kill(t.keeper, SIGSTOP);
