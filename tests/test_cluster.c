@@ -1236,6 +1236,240 @@ TEST(moves_max_bounds_the_releases_in_flight)
     world_end(w);
 }
 
+/* Dead, and its session gone; certified: somebody has proven it. */
+static void box_vanishes(world *w, box *b, bool certified)
+{
+    char key[100], life[40];
+    mgr__copy_text(life, sizeof life, mgr__str_of(b->core.life));
+    snprintf(key, sizeof key, "cluster/dead/%s", life);
+    box_dies(b);
+    if (certified) put(w, key, "{}");
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+}
+
+static void command_set(world *w, box *b, size_t count)
+{
+    mgr__set set;
+    mgr__str bad;
+    CHECK(!mgr__set_make(&set, &w->heap, numbers, count, &bad));
+    mgr__cluster_command_set(&b->core, &set, MGR_PLACEMENT_DEFAULT);
+    box_pump(w, b);
+}
+
+TEST(moves_max_never_bounds_what_is_taken)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 2);
+    config.moves_max = 1;
+    box *a = box_open_as(w, 0, "a", &config);
+    run(w, 1000);
+    CHECK_INT(works_count(a), 2);
+    a->keeps_work = true;
+    box_open(w, 1, "b", 0);
+    run(w, 1000);
+    CHECK_INT(times(&a->log, "stop "), 1);              /* and that one does not end: all that a may give away */
+    command_set(w, a, 8);
+    run(w, 500);
+    int taken = 0;
+    for (int i = 2; i < 8; i++) {
+        taken += works(a, i);
+        CHECK(works(a, i) == part_of(a, numbers[i])->assigned);
+    }
+    CHECK(taken >= 2);                                  /* beside the release in flight, all at once */
+    CHECK_INT(times(&a->log, "stop "), 1);
+    world_end(w);
+}
+
+/* ---- the core: pauses ---- */
+
+static void pauses_read(const char *value, bool breaker, const char *reason)
+{
+    mgr__heap heap = mgr__heap_make(NULL);
+    mgr__arena arena;
+    mgr__buf scratch;
+    mgr__pause pause;
+    mgr__kv kv = kv_of("", value, "", 7);
+    mgr__arena_init(&arena, &heap);
+    mgr__buf_init(&scratch, &heap, 4096);
+    mgr__pause_read(&pause, &kv, &scratch, &arena);
+    CHECK(pause.exists && pause.modify_index == 7);
+    CHECK_INT(pause.breaker, breaker);
+    CHECK(mgr__str_is(pause.reason, reason));
+    mgr__buf_free(&scratch);
+    mgr__arena_free(&arena);
+}
+
+TEST(a_pause_key_pauses_whatever_is_in_it)
+{
+    pauses_read("", false, "");
+    pauses_read("yes please", false, "");
+    pauses_read("[]", false, "");
+    pauses_read("{\"breaker\":true", false, "");        /* cut short: only a whole one ends by itself */
+    pauses_read("{\"breaker\":1}", false, "");
+    pauses_read("{\"reason\":\"x\",\"new\":[{}],\"breaker\":true,\"by\":\"a\",\"since\":5}", true, "x");
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 8);
+    run(w, 1000);
+    put(w, "cluster/pause", "by hand");
+    run(w, 100);
+    CHECK(said(a, "paused by unknown"));
+    box *b = box_open(w, 1, "b", 8);
+    run(w, DELAY_MS * 3);                               /* it does not end by itself */
+    CHECK(works_count(a) == 8 && works_count(b) == 0);
+    remove_key(w, "cluster/pause");
+    run(w, 1000);
+    CHECK(said(a, "resumed: ") && works_count(a) == 4 && works_count(b) == 4);
+    world_end(w);
+}
+
+TEST(in_a_pause_only_failures_and_explicit_acts_move_anything)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 1000);
+    mgr__cluster_pause(&a->core, true, mgr__str_of("night"));
+    box_pump(w, a);
+    run(w, 100);
+    CHECK(value_has(w, "cluster/pause", "\"by\":\"a\"") && value_has(w, "cluster/pause", "night") && value_has(w, "cluster/pause", "\"breaker\":false"));
+    CHECK(said(a, "paused by a, night"));
+    box *b = box_open(w, 1, "b", 0);
+    run(w, LEASE_MS * 3);
+    CHECK(works_count(a) == 6 && works_count(b) == 0 && said(b, "which keeps it while the service is paused"));
+    command_set(w, a, 8);                               /* what is new goes where the map wants it, the rest stays */
+    run(w, 1000);
+    int news = works_count(b);
+    CHECK_INT(works_count(a) + news, 8);
+    for (int i = 0; i < 6; i++) CHECK(works(a, i));
+    mgr__cluster_drain(&a->core, true);
+    box_pump(w, a);
+    run(w, 1000);
+    CHECK(works_count(a) == 0 && works_count(b) == 8);
+    mgr__cluster_drain(&a->core, false);
+    box_pump(w, a);
+    run(w, LEASE_MS * 3);
+    CHECK(works_count(a) == 0 && works_count(b) == 8);
+    mgr__cluster_refuse(&b->core, part_of(b, "3"), 600000, true, w->now);
+    box_pump(w, b);
+    run(w, 1000);
+    CHECK(works_count(a) == 1 && works(a, 3) && works_count(b) == 7);
+    box_vanishes(w, b, true);
+    run(w, 1000);
+    CHECK_INT(works_count(a), 8);
+    b = box_open(w, 1, "b", 0);
+    run(w, LEASE_MS * 3);
+    CHECK(works_count(a) == 8 && works_count(b) == 0);
+    mgr__cluster_pause(&b->core, false, mgr__str_of(""));
+    box_pump(w, b);
+    run(w, 1000);
+    CHECK(works_count(a) == 4 && works_count(b) == 4 && !look(w, "cluster/pause").modify_index);
+    mgr__cluster_pause(&b->core, false, mgr__str_of(""));     /* as it is already: nothing is asked */
+    forget(b);
+    box_pump(w, b);
+    CHECK(!asked(b, "cluster/pause"));
+    world_end(w);
+}
+
+/* Four instances, two partitions each; the breaker at `percent`. */
+static box *four(world *w, uint32_t percent)
+{
+    static const char *const ids[] = { "a", "b", "c", "d" };
+    for (int i = 0; i < 4; i++) {
+        mgr__cluster_config config = config_of(ids[i], 8);
+        config.breaker_percent = percent;
+        box_open_as(w, i, ids[i], &config);
+    }
+    run(w, 2000);
+    for (int i = 0; i < 4; i++) CHECK_INT(works_count(&w->boxes[i]), 2);
+    return &w->boxes[0];
+}
+
+TEST(the_breaker_holds_moves_until_all_is_still)
+{
+    world *w = the_world();
+    box *a = four(w, 50);
+    bool had[8];
+    for (int i = 0; i < 8; i++) had[i] = works(a, i);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(said(a, "the circuit breaker holds planned moves: 3 of 4 instances vanished at once"));
+    CHECK(value_has(w, "cluster/pause", "\"breaker\":true"));
+    CHECK_INT(works_count(a), 8);                       /* failures are taken over */
+    forget(a);
+    for (int i = 1; i < 4; i++) box_open(w, i, i == 1 ? "b" : i == 2 ? "c" : "d", 8);
+    run(w, DELAY_MS);
+    CHECK_INT(works_count(a), 8);
+    run(w, DELAY_MS * 2);
+    CHECK(said(a, "resumed: ") && !look(w, "cluster/pause").modify_index);
+    for (int i = 0; i < 4; i++) CHECK_INT(works_count(&w->boxes[i]), 2);
+    for (int i = 0; i < 8; i++) CHECK(works(a, i) == had[i]);
+    world_end(w);
+}
+
+TEST(resume_ends_what_the_breaker_holds)
+{
+    world *w = the_world();
+    box *a = four(w, 50);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(look(w, "cluster/pause").modify_index != 0);
+    mgr__cluster_pause(&a->core, false, mgr__str_of(""));
+    box_pump(w, a);
+    box *b = box_open(w, 1, "b", 8);
+    run(w, 1500);
+    CHECK(works_count(a) == 4 && works_count(b) == 4);
+    CHECK(!look(w, "cluster/pause").modify_index);      /* the same deaths do not trip it again */
+    CHECK_INT(times(&a->log, "the circuit breaker holds"), 1);
+    world_end(w);
+}
+
+TEST(a_breaker_that_somebody_confirms_stays)
+{
+    world *w = the_world();
+    box *a = four(w, 50);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    mgr__cluster_pause(&a->core, true, mgr__str_of("looking"));
+    box_pump(w, a);
+    run(w, DELAY_MS * 4);
+    CHECK(value_has(w, "cluster/pause", "\"breaker\":false") && value_has(w, "cluster/pause", "looking"));
+    world_end(w);
+}
+
+TEST(the_breaker_lets_leaves_and_single_deaths_pass)
+{
+    world *w = the_world();
+    box *a = four(w, 20);
+    for (int i = 1; i < 4; i++) { mgr__cluster_leave(&w->boxes[i].core); box_pump(w, &w->boxes[i]); }
+    run(w, 1000);
+    CHECK(works_count(a) == 8 && !said(a, "circuit breaker"));
+    world_end(w);
+
+    w = the_world();
+    a = four(w, 20);
+    for (int i = 1; i < 4; i++) {                       /* one after the other, each back before the next goes */
+        box_vanishes(w, &w->boxes[i], true);
+        run(w, 400);
+        box_open(w, i, i == 1 ? "b" : i == 2 ? "c" : "d", 8);
+        run(w, 400);
+    }
+    CHECK(!said(a, "circuit breaker") && works_count(a) == 2);
+    world_end(w);
+
+    w = the_world();
+    a = four(w, 75);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(!said(a, "circuit breaker"));                 /* 75 % is not more than 75 % */
+    world_end(w);
+
+    w = the_world();
+    a = four(w, 0);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(!said(a, "circuit breaker") && works_count(a) == 8);
+    world_end(w);
+}
+
 /* ---- the core: answers that get lost ---- */
 
 static void land_late(world *w, mgr__request *r) { apply(w, r); }
@@ -1453,15 +1687,6 @@ static mgr__errand *lease_out(world *w, box *b, mgr__task task)
     for (int i = 0; i < 4000 && !(e->out && e->task == task); i++) run(w, STEP_MS);
     if (!(e->out && e->task == task)) CHECK(!"out");
     return e;
-}
-
-static void command_set(world *w, box *b, size_t count)
-{
-    mgr__set set;
-    mgr__str bad;
-    CHECK(!mgr__set_make(&set, &w->heap, numbers, count, &bad));
-    mgr__cluster_command_set(&b->core, &set, MGR_PLACEMENT_DEFAULT);
-    box_pump(w, b);
 }
 
 /* The set shrinks, and 2 and 3 are being stopped. */
@@ -2998,6 +3223,13 @@ int main(int argc, char **argv)
     RUN(every_key_held_is_confirmed_before_the_lease_grows);
     RUN(a_release_is_sent_when_work_is_gone_and_wakes_the_next);
     RUN(moves_max_bounds_the_releases_in_flight);
+    RUN(moves_max_never_bounds_what_is_taken);
+    RUN(a_pause_key_pauses_whatever_is_in_it);
+    RUN(in_a_pause_only_failures_and_explicit_acts_move_anything);
+    RUN(the_breaker_holds_moves_until_all_is_still);
+    RUN(resume_ends_what_the_breaker_holds);
+    RUN(a_breaker_that_somebody_confirms_stays);
+    RUN(the_breaker_lets_leaves_and_single_deaths_pass);
     RUN(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted);
     RUN(a_lock_taken_anew_has_another_value_at_the_same_time);
     RUN(no_work_starts_while_an_unlock_is_in_flight);
