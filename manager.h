@@ -298,6 +298,7 @@
  * those who return get nothing, until no member has come or gone for two delays (at
  * least four settle_ms), or somebody resumes. Whoever sees it holds its own moves at
  * once, and writes cluster/pause for all. Moves on the first deaths may have begun.
+ * Where all sessions are lost at once (an agent that is stopped) there is no survivor.
  *
  * ---- What stands in Consul, below manager/<service id>/ --------------------------
  *
@@ -5481,6 +5482,14 @@ static void mgr__part_lose(mgr__cluster *c, mgr__part *p, uint32_t within_ms, mg
     mgr__cluster_tell(c, MGR_EVENT_PARTITION_LOST, p, mgr__nobody(), "lost partition %s: %s", p->name.at, why);
 }
 
+/* What our own breaker holds and has seen. */
+static void mgr__cluster_forget_breaker(mgr__cluster *c)
+{
+    c->hold_until = 0;
+    c->breaker_due = false;
+    c->vanished_count = 0;
+}
+
 /* This life is over: everything stops, is seen dead, certified; then a new life.
  * polite_ms: until the lease ends, when nothing worse is known; 0: kill now. */
 static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event_kind event, const char *why, int64_t now)
@@ -5488,6 +5497,7 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
     if (!c->life[0] || c->phase == MGR__PHASE_ENDING) return;
     if (c->phase == MGR__PHASE_PARTING && c->want_leave) return;    /* nothing is left to stop: parting goes on */
     mgr__cluster_tell(c, event, NULL, mgr__nobody(), "%s", why);
+    mgr__cluster_forget_breaker(c);     /* it is for survivors: where all are lost at once, nothing is there to hold */
     for (size_t i = 0; i < c->part_count; i++) mgr__part_lose(c, c->parts[i], polite_ms, MGR_LOST, why);
     mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->life));
     mgr__copy_text(c->past_life, sizeof c->past_life, mgr__str_of(c->life));
@@ -5705,9 +5715,7 @@ static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
     if (fresh->exists) {
         bool told = old->exists && old->modify_index == fresh->modify_index;
         bool ours = c->breaker_due && mgr__str_eq(fresh->by, c->config.instance_id);
-        c->breaker_due = false;
-        c->hold_until = 0;
-        c->vanished_count = 0;
+        mgr__cluster_forget_breaker(c);
         if (told || ours) return;
         mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, fresh->by, "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
                           fresh->breaker ? "the circuit breaker of " : "", fresh->by.len ? (int)mgr__min64((int64_t)fresh->by.len, 255) : 7, fresh->by.len ? fresh->by.at : "unknown",
@@ -5855,12 +5863,12 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     c->picture = fresh;
     c->have_picture = true;
     mgr__cluster_note_stillness(c, now);
-    mgr__cluster_trip(c, now);
     mgr__cluster_note_delays(c);
     if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
     if (fresh.marker.exists && fresh.marker.hash[0]) c->setter.remembered = true;
     if (c->have_set && strcmp(c->set.hash, fresh.marker.hash) == 0) c->map_stale = true;
     mgr__cluster_find_self(c, now);
+    mgr__cluster_trip(c, now);
     mgr__cluster_wake_parts(c);
     mgr__cluster_note_burials(c, now);
 }
@@ -7364,10 +7372,7 @@ static void mgr__cluster_pause(mgr__cluster *c, bool on, mgr__str reason)
     c->pause_wish = on ? MGR__PAUSE_ON : MGR__PAUSE_OFF;
     c->pause_not_before = 0;
     mgr__copy_text(c->pause_reason, sizeof c->pause_reason, reason);
-    if (on) return;
-    c->hold_until = 0;
-    c->breaker_due = false;
-    c->vanished_count = 0;
+    if (!on) mgr__cluster_forget_breaker(c);
 }
 
 /* Takes over `set`; NULL: it stays. placement: DEFAULT, it stays. */

@@ -506,7 +506,7 @@ static const option OPTIONS[] = {
     {"directory", 0, "DIR", RUN | DEV, set_directory, AT(directory), "where COMMAND starts; default: the directory this is called in"},
     {"weight", 0, "NUMBER", RUN, set_weight, AT(weight), "share of the work against other instances; default 1"},
     {"moves-max", 0, "NUMBER", RUN | DEV, set_moves, AT(moves_max), "hand over at most so many partitions at a time; default no limit"},
-    {"breaker", 0, "PERCENT", RUN | DEV, set_breaker, AT(breaker_percent), "when more than this share of the instances vanishes at once, only failures move anything until all is still; none: never; default 50"},
+    {"breaker", 0, "PERCENT", RUN | DEV, set_breaker, AT(breaker_percent), "when more than this share of the instances vanishes at once, hold planned moves until all is still; none: never; default 50"},
     {"service-name", 0, "NAME", RUN | DEV, set_text, AT(service_name), "what Consul shows; default: the id"},
     {"tag", 0, "TAG", RUN | DEV, set_one_more, AT(tags), "of the Consul service; may be repeated"},
     {"stop-signal", 0, "SIGNAL", RUN | DEV, set_signal, AT(stop_signal), "polite stop of COMMAND; default TERM"},
@@ -2005,6 +2005,7 @@ static bool roster_parse(const program *p, roster *r, char *word)
         return false;
     }
     if (colon) *colon = 0;
+    if (!*word) { say(p, "an instance of ID[:WEIGHT] has no ID"); return false; }
     if (roster_find(r, word) < r->count) { say(p, "instance %s is there already", word); return false; }
     uint64_t joined = 0;
     for (size_t i = 0; i < r->count; i++) if (r->members[i].joined > joined) joined = r->members[i].joined;
@@ -2258,23 +2259,52 @@ static void plan_json(text *out, const plan *x)
                 x->least, x->before.least, x->before.most, x->after.least, x->after.most);
 }
 
+/* "3 to 4", or "3" where they are the same. */
+static void plan_spread(text *out, const side *s)
+{
+    if (s->least == s->most) text_format(out, "%zu", s->most);
+    else text_format(out, "%zu to %zu", s->least, s->most);
+}
+
+static bool side_takes(const side *s)
+{
+    for (size_t i = 0; i < s->roster.count; i++) if (s->roster.members[i].weight) return true;
+    return false;
+}
+
+static void plan_summary(text *out, const plan *x)
+{
+    bool now = side_takes(&x->before), then = side_takes(&x->after);
+    if (!x->count) text_add(out, "nothing moves");
+    else {
+        size_t all = x->after.count > x->before.count ? x->after.count : x->before.count;
+        text_format(out, "\n%zu move%s, for ", x->count, x->count == 1 ? "" : "s");
+        text_count(out, all, "partition");
+        text_format(out, "; the least possible: %zu", x->least);
+    }
+    text_add(out, "; partitions of an instance: ");
+    if (now) plan_spread(out, &x->before);
+    else text_add(out, "none takes any");
+    text_add(out, " now, ");
+    if (then) plan_spread(out, &x->after);
+    else text_add(out, "none takes any");
+    text_add(out, " then");
+    if (x->after.placement != x->before.placement || x->after.placement == MGR_PLACEMENT_SLOTS) text_format(out, "; placed by %s", placement_word(x->after.placement));
+    text_add(out, "\n");
+}
+
 static void plan_table(text *out, const plan *x)
 {
     static const char *const HEADS[] = { "PARTITION", "FROM", "TO" };
     table t;
-    table_head(&t, HEADS, sizeof HEADS / sizeof *HEADS);
+    if (x->count) table_head(&t, HEADS, sizeof HEADS / sizeof *HEADS);
     for (size_t i = 0; i < x->count; i++) {
         cell_add(&t, PLAIN, "%s", x->moves[i].partition);
         cell_add(&t, x->moves[i].from ? PLAIN : DIM, "%s", x->moves[i].from ? x->moves[i].from : "-");
         cell_add(&t, x->moves[i].to ? PLAIN : DIM, "%s", x->moves[i].to ? x->moves[i].to : "-");
     }
-    table_end(out, &t);
-    text_format(out, "%s%zu of ", x->count ? "\n" : "", x->count);
-    text_count(out, x->after.count, "partition");
-    text_format(out, " %s, at least %zu would have to; an instance has %zu to %zu now, %zu to %zu then%s\n",
-                x->count == 1 ? "moves" : "move", x->least,
-                x->before.least, x->before.most, x->after.least, x->after.most,
-                x->after.placement == MGR_PLACEMENT_SLOTS ? "; placed by slots" : x->before.placement == MGR_PLACEMENT_SLOTS ? "; placed by rush" : "");
+    if (x->count) table_end(out, &t);
+    plan_summary(out, x);
 }
 
 static void plan_free(plan *x)
@@ -2323,7 +2353,10 @@ static int cmd_plan(program *p)
     plan x;
     int code;
     memset(&x, 0, sizeof x);
-    if (p->opt.instances.count) {
+    if (p->opt.instances.count && p->opt.service) {
+        say(p, "--instances plans on paper, and -s for a running service: give one of them");
+        code = EXIT_USAGE;
+    } else if (p->opt.instances.count) {
         code = plan_on_paper(p, &x);
         if (!code) code = plan_show(p, &x, NULL);
     } else if (p->opt.service) {

@@ -38,6 +38,11 @@ E2E(misuse_is_one_line_and_64)
     refused(e2e_cli("evict", "-s", "x", NULL), 64, NULL, "evict without an instance");
     refused(e2e_cli("partitions", "-s", "x", NULL), 64, NULL, "partitions without a list");
     refused(e2e_cli("wait", "-s", "x", "--timeout", "soon", NULL), 64, "soon", "wait with a bad timeout");
+    refused(e2e_cli("pause", NULL), 64, "-s", "pause without a service");
+    refused(e2e_cli("resume", "-s", "x", "extra", NULL), 64, "extra", "resume with an argument too many");
+    refused(e2e_cli("run", "-s", "x", "--breaker", "0", "--", "true", NULL), 64, "0", "breaker of nothing");
+    refused(e2e_cli("run", "-s", "x", "--breaker", "101%", "--", "true", NULL), 64, "101", "breaker of more than all");
+    refused(e2e_cli("run", "-s", "x", "--moves-max", "0", "--", "true", NULL), 64, "0", "no moves at all");
     CHECK_INT(e2e_cli("--help", NULL), 0);
     CHECK(strstr(e2e_out, "manager run") != NULL);
     CHECK_INT(e2e_cli("help", NULL), 0);
@@ -244,6 +249,30 @@ E2E(plan_and_timings)
     CHECK_INT(e2e_cli("timings", "--consul", at, "-s", "plan", NULL), 0);
 }
 
+static void plan_says(const char *text, const char *instances, const char *list, const char *option, const char *value)
+{
+    CHECK_INT(e2e_cli("plan", "--instances", instances, "--partitions", list, option, value, NULL), 0);
+    if (!strstr(e2e_out, text)) printf("wanted \"%s\" in:\n%s", text, e2e_out);
+    CHECK(strstr(e2e_out, text) != NULL);
+}
+
+E2E(plan_on_paper)
+{
+    plan_says("nothing moves; partitions of an instance: 2 now, 2 then", "a,b", "0..3", NULL, NULL);
+    plan_says("1 move, for 1 partition; the least possible: 1; partitions of an instance: 1 now, none takes any then", "a", "x", "--remove", "a");
+    plan_says("1 move, for 4 partitions; the least possible: 1; partitions of an instance: 2 now, 1 to 3 then", "a,b", "0..3", "--weight", "a=3");
+    plan_says("partitions of an instance: 4 now, 2 then", "a", "0..3", "--add", "b");
+    plan_says("partitions of an instance: 2 now, 1 to 3 then", "a,b", "0..3", "--weight", "b=3");
+    refused(e2e_cli("plan", "--instances", "a", NULL), 64, "--partitions", "no partitions");
+    refused(e2e_cli("plan", "--partitions", "0..3", NULL), 64, "-s", "neither service nor instances");
+    refused(e2e_cli("plan", "-s", "x", "--instances", "a", "--partitions", "0..3", NULL), 64, "one of them", "both");
+    refused(e2e_cli("plan", "--instances", "a", "--partitions", "0..3", "--remove", "z", NULL), 64, "z", "nobody to remove");
+    refused(e2e_cli("plan", "--instances", "a", "--partitions", "0..3", "--add", "a", NULL), 64, "there already", "added twice");
+    refused(e2e_cli("plan", "--instances", "a", "--partitions", "0..3", "--add", ":2", NULL), 64, "no ID", "no id");
+    refused(e2e_cli("plan", "--instances", "a", "--partitions", "0..3", "--weight", "a=0", NULL), 64, "a=0", "weight 0");
+    refused(e2e_cli("plan", "--instances", "a", "--partitions", "0..3", "--weight", "z=2", NULL), 64, "z", "weight of nobody");
+}
+
 /* Arguments are replaced without a shell; the child's environment is as promised. */
 E2E(arguments_and_environment_of_the_work)
 {
@@ -339,6 +368,7 @@ static int run(int argc, char **argv)
     RUN(two_services_stand_alone);
     RUN(wait_drain_undrain_evict);
     RUN(plan_and_timings);
+    RUN(plan_on_paper);
     RUN(arguments_and_environment_of_the_work);
     RUN(a_second_sigterm_kills_at_once);
     RUN(checks_stand_in_consul);

@@ -8,9 +8,11 @@
  * faults are frequent in some runs and rare in most. At every step at most one
  * instance works on a partition, and fences of a partition grow (invariant 1);
  * once the faults have ended each partition is worked on exactly once
- * (invariant 2). In a third of the runs the service is placed by slots: then no two
- * members ever have one slot's key, and in the end each has one and the numbers that
- * nobody has are free again. Everything an instance has besides its core is modelled here:
+ * (invariant 2), also in a pause, in which nobody gives away what he could keep; and
+ * after it, each where the map wants it. In a third of the runs the service is placed
+ * by slots: then no two members ever have one slot's key, and in the end each has one
+ * and the numbers that nobody has are free again. Everything an instance has besides
+ * its core is modelled here:
  * a keeper with the lease word, work that takes its time to end, a clock that
  * drifts by up to 1 in 1,000, requests that get lost, land late or land twice. */
 #define MANAGER_IMPLEMENTATION

@@ -1456,6 +1456,14 @@ TEST(the_breaker_lets_leaves_and_single_deaths_pass)
     world_end(w);
 
     w = the_world();
+    a = four(w, 20);
+    for (int i = 0; i < 4; i++) dc_session_destroy(&w->store, w->now, mgr__str_of(w->boxes[i].core.life));   /* all at once: nobody survives */
+    run(w, DELAY_MS * 3);
+    CHECK(!look(w, "cluster/pause").modify_index);
+    for (int i = 0; i < 4; i++) CHECK_INT(works_count(&w->boxes[i]), 2);
+    world_end(w);
+
+    w = the_world();
     a = four(w, 75);
     for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
     run(w, 500);
