@@ -16,7 +16,7 @@
 #   make install    PREFIX=/usr/local DESTDIR=
 
 CFLAGS      ?= -O2 -g
-TEST_CFLAGS ?= -O1 -g
+TEST_CFLAGS ?= -O0 -g
 STD         ?= -std=c99
 WARN        ?= -Wall -Wextra -pedantic
 TEST_WARN   ?= $(WARN) -Wno-unused-function
@@ -32,6 +32,10 @@ T := $(B)/tests
 EXAMPLES := $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 UNITS    := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/test_*.c tests/sim*.c))
 E2E      := $(patsubst tests/%.c,$(T)/%,$(wildcard tests/e2e_*.c))
+
+# Each example holds the whole header: those that are only to be looked at are built
+# quickly, unless CFLAGS were given.
+$(filter-out $(B)/manager,$(EXAMPLES)): CFLAGS := $(if $(filter file,$(origin CFLAGS)),-O1 -g,$(CFLAGS))
 
 # One header: everything depends on it, and on whatever small headers stand beside.
 HEADERS  := manager.h $(wildcard examples/*.h tests/*.h)
@@ -80,6 +84,7 @@ fuzz:
 mutants:
 	@CC="$(CC)" tests/mutants.sh
 
+$(T)/sim $(T)/test_rush: TEST_CFLAGS = -O1 -g
 $(T)/bench_rush: TEST_CFLAGS = -O2 -g
 $(T)/faults $(T)/bench_rush: $(T)/%: tests/%.c $(HEADERS)
 	@mkdir -p $(T)

@@ -876,9 +876,9 @@ static int die_at_the_start(int round, char **keeper_argv)
 TEST(nothing_stays_behind_of_a_start_that_was_cut_short)
 {
     int woken = 0;
-    for (int round = 0; round < 100 && !test__bad; round++) woken += die_at_the_start(round, NULL);
+    for (int round = 0; round < 40 && !test__bad; round++) woken += die_at_the_start(round, NULL);
     CHECK(woken < 10);          /* a third of them is stopped above the last one alive */
-    printf("     %d of 100 were stopped before they could ask to be woken\n", woken);
+    printf("     %d of 40 were stopped before they could ask to be woken\n", woken);
 }
 
 TEST(nothing_stays_behind_of_a_start_of_a_keeper_as_a_command)
@@ -886,8 +886,8 @@ TEST(nothing_stays_behind_of_a_start_of_a_keeper_as_a_command)
     static char name[] = "mgr-guard";
     char *argv[] = { name, NULL };
     int woken = 0;
-    for (int round = 0; round < 30 && !test__bad; round++) woken += die_at_the_start(round, argv);
-    printf("     %d of 30 guards were stopped before they had a keeper to wake them\n", woken);
+    for (int round = 0; round < 10 && !test__bad; round++) woken += die_at_the_start(round, argv);
+    printf("     %d of 10 guards were stopped before they had a keeper to wake them\n", woken);
 }
 
 TEST(in_process_work_is_certified_by_the_hosts_death_only)
