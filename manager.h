@@ -280,6 +280,10 @@
  * one rebalance. moves_max bounds what an instance gives away at a time; what it
  * takes is never bounded, or two instances could wait for each other.
  *
+ * With rejoin_grace_ms a leave is a restart, as a death is: work ends and locks are
+ * given back, but the share is kept so long for the return. Who is drained first, or
+ * evicted, leaves for good. (Kafka's static membership does the same.)
+ *
  * mgr_pause (`manager pause`) writes cluster/pause. While that key stands, whatever
  * is in it, an instance keeps what it holds, whomever the map names: joins, weights,
  * undraining and returning instances move nothing. What has no holder goes where the
@@ -626,7 +630,7 @@ typedef struct mgr_desc {
     uint32_t    delay_ms;            /* default (lease + kill margin) * 1.002, 16000 for the default lease */
     uint32_t    session_ttl_ms;      /* default 15000; Consul's minimum is 10000 */
     uint32_t    stop_grace_ms;       /* polite stop before SIGKILL; default a third of the lease */
-    uint32_t    rejoin_grace_ms;     /* default none */
+    uint32_t    rejoin_grace_ms;     /* after a death, and after a leave without drain or evict, the share is kept so long for a return; default none */
     uint32_t    settle_ms;           /* a joiner waits so long before it takes part; default 1000 */
     uint32_t    moves_max;           /* planned releases in flight; default no limit */
     uint32_t    breaker_percent;     /* when more than this share of the members, and at least two, vanish at once, planned moves are held; default 50, MGR_NONE: never */
@@ -5648,7 +5652,8 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
             mgr__cluster_tell(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
         if (!m->alive && (!old || old->alive))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is dead: %s", m->id.at, m->session.len ? "its keeper certifies it" : "its session is gone");
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, m->session.len || m->boot.len || !m->grace_ms ? "dead" : "away",
+                              m->session.len ? "its keeper certifies it" : "its session is gone", m->grace_ms ? "; its share is kept for its return" : "");
     }
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
@@ -5978,8 +5983,18 @@ static mgr__str mgr__cluster_former_text(const mgr__cluster *c, mgr__arena *aren
     return mgr__arena_str(arena, mgr__str_of(text));
 }
 
+/* With a rejoin grace a leave is a restart: the work ends and the locks are given back,
+ * but the key stays, without a session, and with it the share, for as long as the
+ * grace. Who drains, or is evicted, leaves for good. */
+static bool mgr__cluster_keeps_seat(const mgr__cluster *c)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    return c->config.rejoin_grace_ms && c->leave_result == MGR_OK && !c->drain && !(own && mgr__member_drains(own));
+}
+
 static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
 {
+    bool away = c->phase == MGR__PHASE_PARTING && mgr__cluster_keeps_seat(c);
     mgr__member m;
     mgr__buf value;
     memset(&m, 0, sizeof m);
@@ -5987,17 +6002,17 @@ static mgr__str mgr__cluster_own_value(mgr__cluster *c, mgr__request *r)
     m.node = mgr__str_of(c->node);
     m.service = mgr__str_of(c->service);
     m.weight = c->config.weight;
-    m.boot = c->config.boot;
-    m.pid = c->config.pid;
+    m.boot = away ? mgr__nobody() : c->config.boot;     /* its death is seen: nobody is to prove it */
+    m.pid = away ? 0 : c->config.pid;
     m.lease_ms = c->config.lease_ms;
     m.delay_ms = c->config.delay_ms;
     m.grace_ms = c->config.rejoin_grace_ms;
     m.joining = c->joining;
-    m.leaving = c->phase == MGR__PHASE_LEAVING || c->phase == MGR__PHASE_PARTING;
+    m.leaving = (c->phase == MGR__PHASE_LEAVING || c->phase == MGR__PHASE_PARTING) && !mgr__cluster_keeps_seat(c);
     m.draining = c->drain;
     m.releases = c->releases;
     m.isolate = mgr__str_of(c->isolate);
-    m.proof = mgr__str_of(c->proof);
+    m.proof = mgr__str_of(away ? "" : c->proof);
     m.former = mgr__cluster_former_text(c, &r->arena);
     m.refuses = (mgr__str *)mgr__arena_alloc(&r->arena, (c->part_count + 1) * sizeof *m.refuses);
     for (size_t i = 0; m.refuses && i < c->part_count; i++) if (c->parts[i]->refused) m.refuses[m.refuse_count++] = c->parts[i]->name;
@@ -6718,9 +6733,13 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
     mgr__str key = mgr__cluster_own_key(c, r);
     mgr__op *check = mgr__request_op(r, MGR__CHECK_SESSION, key);
     check->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
-    mgr__request_op(r, MGR__DELETE_CAS, key)->index = c->own_index;
     const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
-    if (own && own->slot_index) mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, own->slot))->index = own->slot_index;
+    bool stays = mgr__cluster_keeps_seat(c);
+    mgr__op *last = mgr__request_op(r, stays ? MGR__UNLOCK : MGR__DELETE_CAS, key);
+    if (stays) last->session = check->session;
+    if (stays) last->value = mgr__cluster_own_value(c, r);
+    else last->index = c->own_index;
+    if (!stays && own && own->slot_index) mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, own->slot))->index = own->slot_index;
     mgr__cluster_send(c, e, now);
 }
 

@@ -514,7 +514,7 @@ static const option OPTIONS[] = {
     {"lease", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(lease_ms), "how long to go on without a confirmation; default 15s"},
     {"delay", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(delay_ms), "how long others wait for a death nobody proved; default the lease and a margin: 16s"},
     {"ttl", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(ttl_ms), "of the Consul session; default 15s, at least 10s"},
-    {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep a dead instance's share for its return; default none"},
+    {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep the share of an instance that died, or was restarted, for its return; default none"},
     {"settle", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(settle_ms), "a joiner waits so long before it takes part; default 1s"},
     {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate), "auto, none, cgroup, or pidns (COMMAND sees other pids): what keeps a worker's processes together; default auto"},
     {"run-dir", 0, "DIR", RUN | DEV, set_text, AT(run_dir), "0700 and ours: what a restart on this host proves by that all before it is dead; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID"},

@@ -272,7 +272,8 @@ E2E(a_rolling_restart_within_the_grace_moves_nothing)
     for (int i = 0; i < 5; i++) in[i] = e2e_run(agent, "rolling", ids[i], "-p", "0..14", "--rejoin-grace", "60s", NULL);
     if (!settle(agent, "rolling", 5, 15, &before)) return;
     for (int i = 0; i < 5; i++) {
-        kill(in[i].pid, SIGKILL);
+        if (i % 2) kill(in[i].pid, SIGKILL);
+        else CHECK_INT(e2e_stop(&in[i]), 0);        /* SIGTERM: with a grace that is a restart as well */
         CHECK(e2e_wait_workers("rolling", 12, 10000));
         in[i] = e2e_run(agent, "rolling", ids[i], "--rejoin-grace", "60s", NULL);
         if (!settle(agent, "rolling", 5, 15, &after)) return;

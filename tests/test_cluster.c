@@ -2296,6 +2296,49 @@ TEST(a_start_within_the_grace_gets_back_what_it_had)
     world_end(w);
 }
 
+/* With a grace a leave is a restart: all is given back, nothing moves, and nobody has to
+ * prove anything. Drained before, it leaves for good. */
+TEST(a_leave_within_the_grace_keeps_the_share)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 4);
+    config.rejoin_grace_ms = 20000;
+    box *a = box_open_as(w, 0, "a", &config);
+    box *b = box_open(w, 1, "b", 4);
+    run(w, 1500);
+    bool had[4];
+    for (int i = 0; i < 4; i++) had[i] = works(a, i);
+    CHECK_INT(works_count(a), 2);
+    forget(b);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 3000);
+    CHECK(!a->alive && a->result == MGR_OK);
+    CHECK(look(w, "cluster/instances/a").modify_index && !look(w, "cluster/instances/a").session.len);
+    CHECK(!value_has(w, "cluster/instances/a", "\"leaving\":true"));
+    CHECK_INT(works_count(b), 2);
+    CHECK(said(b, "instance a is away: its session is gone; its share is kept for its return") && !said(b, "rebalance"));
+    a = box_open_as(w, 0, "a", &config);
+    run(w, 1000);
+    for (int i = 0; i < 4; i++) CHECK(works(a, i) == had[i]);
+    CHECK(!said(b, "stop") && !said(b, "begin"));
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 20000 + DELAY_MS);
+    CHECK_INT(works_count(b), 4);           /* it did not come back */
+    CHECK(!look(w, "cluster/instances/a").modify_index);
+    a = box_open_as(w, 0, "a", &config);
+    run(w, 3000);
+    CHECK_INT(works_count(a), 2);
+    put(w, "cluster/wishes/a", "{\"drain\":true}");
+    run(w, 2000);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 1000);
+    CHECK(!a->alive && !look(w, "cluster/instances/a").modify_index);
+    world_end(w);
+}
+
 /* ---- the core: what people want ---- */
 
 TEST(evict_is_for_the_named_life_alone)
@@ -3272,6 +3315,7 @@ int main(int argc, char **argv)
     RUN(a_certified_life_is_dead_while_its_session_stands);
     RUN(a_missing_key_s_delay_counts_from_when_it_is_made_anew);
     RUN(a_start_within_the_grace_gets_back_what_it_had);
+    RUN(a_leave_within_the_grace_keeps_the_share);
     RUN(evict_is_for_the_named_life_alone);
     RUN(an_instance_evicts_another);
     RUN(drain_hands_everything_over_and_stays);

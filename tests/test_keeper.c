@@ -1003,10 +1003,11 @@ TEST(guard_killed_keeper_ends_and_certifies)
 /* At once: neither has time to see the other die. */
 static void kill_both(void)
 {
-    kill(keeper.page->guard, SIGSTOP);
     kill(keeper.page->keeper, SIGSTOP);
-    kill(keeper.page->guard, SIGKILL);
+    kill(keeper.page->guard, SIGSTOP);
+    wait_stopped(keeper.page->guard);       /* or it would see the keeper's death; its own would wake the keeper */
     kill(keeper.page->keeper, SIGKILL);
+    kill(keeper.page->guard, SIGKILL);
 }
 
 /* What came to us as the last subreaper. */
