@@ -4045,6 +4045,13 @@ static bool mgr__marker_was_replaced(const mgr__marker *marker, const char *hash
     return false;
 }
 
+/* Milliseconds, as no descriptor can ask for more: what is written by hand must not overflow a sum. */
+static uint64_t mgr__json_span(mgr__json *j)
+{
+    uint64_t ms = mgr__json_u64(j);
+    return ms > UINT32_MAX ? UINT32_MAX : ms;
+}
+
 /* `hash` comes into force: it is no longer among the replaced, and the old one is. */
 static void mgr__marker_replace(mgr__marker *marker, const char *hash)
 {
@@ -4071,7 +4078,7 @@ static bool mgr__marker_read(mgr__marker *marker, const mgr__kv *kv, mgr__buf *s
         else if (mgr__str_is(key, "version")) marker->version = mgr__json_u64(&j);
         else if (mgr__str_is(key, "placement")) mgr__copy_text(marker->placement, sizeof marker->placement, mgr__json_string(&j, scratch));
         else if (mgr__str_is(key, "placement_version")) marker->placement_version = mgr__json_u64(&j);
-        else if (mgr__str_is(key, "delay_max")) marker->delay_max_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "delay_max")) marker->delay_max_ms = mgr__json_span(&j);
         else if (mgr__str_is(key, "fence_base")) marker->fence_base = mgr__json_u64(&j);
         else if (mgr__str_is(key, "replaced")) mgr__marker_read_replaced(marker, &j, scratch);
         else mgr__json_skip(&j);
@@ -4197,8 +4204,8 @@ static bool mgr__member_read_field(mgr__member *m, mgr__str key, mgr__json *j, m
     else if (mgr__str_is(key, "pid")) m->pid = mgr__json_u64(j);
     else if (mgr__str_is(key, "weight")) m->weight = mgr__json_u64(j);
     else if (mgr__str_is(key, "lease")) m->lease_ms = mgr__json_u64(j);
-    else if (mgr__str_is(key, "delay")) m->delay_ms = mgr__json_u64(j);
-    else if (mgr__str_is(key, "grace")) m->grace_ms = mgr__json_u64(j);
+    else if (mgr__str_is(key, "delay")) m->delay_ms = mgr__json_span(j);
+    else if (mgr__str_is(key, "grace")) m->grace_ms = mgr__json_span(j);
     else if (mgr__str_is(key, "releases")) m->releases = mgr__json_u64(j);
     else if (mgr__str_is(key, "joining")) m->joining = mgr__json_bool(j);
     else if (mgr__str_is(key, "leaving")) m->leaving = mgr__json_bool(j);
@@ -4635,7 +4642,7 @@ static void mgr__holding_read(mgr__holding *owner, const mgr__kv *kv, mgr__buf *
         else if (mgr__str_is(key, "life")) owner->life = mgr__json_kept(&j, scratch, arena);
         else if (mgr__str_is(key, "instance")) owner->instance = mgr__json_kept(&j, scratch, arena);
         else if (mgr__str_is(key, "since")) owner->since_ms = mgr__json_u64(&j);
-        else if (mgr__str_is(key, "delay")) owner->delay_ms = mgr__json_u64(&j);
+        else if (mgr__str_is(key, "delay")) owner->delay_ms = mgr__json_span(&j);
         else if (mgr__str_is(key, "attempts")) owner->attempts = mgr__json_u64(&j);
         else if (mgr__str_is(key, "exit")) owner->last_exit = mgr__json_kept(&j, scratch, arena);
         else if (mgr__str_is(key, "ended")) owner->ended = mgr__json_bool(&j);
@@ -5644,6 +5651,9 @@ static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
 
 /* ---- the core: pictures ---- */
 
+/* It left in order and keeps its share: see mgr__cluster_keeps_seat. */
+static bool mgr__member_away(const mgr__member *m) { return !m->session.len && !m->boot.len && m->grace_ms; }
+
 static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fresh)
 {
     for (size_t i = 0; i < fresh->member_count; i++) {
@@ -5652,7 +5662,7 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
             mgr__cluster_tell(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
         if (!m->alive && (!old || old->alive))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, m->session.len || m->boot.len || !m->grace_ms ? "dead" : "away",
+            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, mgr__member_away(m) ? "away" : "dead",
                               m->session.len ? "its keeper certifies it" : "its session is gone", m->grace_ms ? "; its share is kept for its return" : "");
     }
     for (size_t i = 0; i < c->picture.member_count; i++) {
@@ -5675,6 +5685,7 @@ static void mgr__cluster_note_vanished(mgr__cluster *c, const mgr__picture *fres
     for (size_t i = 0; i < fresh->member_count; i++) {
         const mgr__member *m = &fresh->members[i], *old = mgr__picture_member(&c->picture, m->id);
         if (m->alive || m->leaving || !old || !old->alive || !old->counts || mgr__str_eq(m->id, c->config.instance_id)) continue;
+        if (mgr__member_away(m)) continue;
         void *items = c->vanished;
         if (!mgr__grow(c->heap, &items, &c->vanished_cap, c->vanished_count, sizeof *c->vanished)) { c->failed = true; return; }
         c->vanished = (mgr__vanished *)items;
@@ -5889,10 +5900,12 @@ static bool mgr__cluster_set_is_old(const mgr__cluster *c)
 static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, int64_t now)
 {
     if (!p->seen || !p->seen_exists) return MGR__NEVER;
-    bool believed = now >= c->distrust_until;
+    bool believed = now >= c->distrust_until;       /* a restored snapshot may say what was true before the last owner */
     if (!p->held && p->seen_released && believed) return now;
-    if (p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder))) return now;
-    return p->held ? MGR__NEVER : p->lost_since + p->lost_delay_ms;
+    bool certified = p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder));
+    if (certified && believed) return now;
+    if (p->held) return certified ? c->distrust_until : MGR__NEVER;
+    return p->lost_since + p->lost_delay_ms;
 }
 
 static bool mgr__part_wanted(const mgr__cluster *c, const mgr__part *p)
@@ -6309,7 +6322,7 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     if (old) mgr__request_check_index(r, key, old->modify_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, key);
     mgr__cluster_join_slot(c, r, old);
-    if (old && old->session.len) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);   /* a certified life's */
+    if (old && old->session.len && !old->alive) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);   /* a certified life's */
     mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     op->value = mgr__cluster_own_value(c, r);
@@ -7183,7 +7196,7 @@ static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr_
 {
     if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
     if (a->outcome != MGR__OUTCOME_OK) return;
-    if (e->request.op_count > 1) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
+    if (e->request.ops[0].verb == MGR__SET) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
                                                    (int)e->request.note.len, e->request.note.at);
     mgr__copy_text(c->bury_service, sizeof c->bury_service, e->request.name);
     mgr__copy_text(c->bury_node, sizeof c->bury_node, e->request.node);
@@ -10930,7 +10943,7 @@ enum {
     MGR__FD_PAGE,
     MGR__FD_HOST,           /* pidfd */
     MGR__FD_OUT, MGR__FD_ERR,   /* the host's stdout and stderr, for the workers */
-    MGR__FD_LIFE,           /* carries the life's flock; the workers have it too */
+    MGR__FD_LIFE,           /* carries the life's flock; workers of the same user have it too */
     MGR__FD_GROUP,          /* the cgroup's directory under flock: while one of us lives nobody takes it for a left-over */
     MGR__FD_END
 };
@@ -11270,7 +11283,7 @@ static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside,
     mgr__process_rank_restore(&k->rank);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_OUT)) mgr__process_dup_to(MGR__FD_OUT, 1);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_ERR)) mgr__process_dup_to(MGR__FD_ERR, 2);
-    if (mgr__page_has(k->page, MGR__FD_LIFE)) mgr__process_inherit(MGR__FD_LIFE, true);
+    if (mgr__page_has(k->page, MGR__FD_LIFE) && !h->set_ids) mgr__process_inherit(MGR__FD_LIFE, true);     /* it can be written to: not for another user */
     mgr__process_umask((mode_t)k->page->host_umask);
     if (h->set_ids && !k->page->space_user && (code = mgr__process_become((uid_t)h->uid, (gid_t)h->gid)) < 0) return code;
     if ((code = mgr__process_chdir(*directory ? directory : "/")) < 0) return code;
@@ -11645,9 +11658,11 @@ static bool mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
 }
 
 /* With the certificate accepted the life's file has nothing left to prove. */
-static void mgr__keeping_certify(mgr__keeping *k)
+static bool mgr__keeping_certify(mgr__keeping *k)
 {
-    if (mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS) && k->page->life_path[0]) mgr__process_unlink(k->page->life_path);
+    bool accepted = mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS);
+    if (accepted && k->page->life_path[0]) mgr__process_unlink(k->page->life_path);
+    return accepted;
 }
 
 /* Invariant 4 for in-process work: while the host lives nobody certifies. */
@@ -11670,12 +11685,9 @@ static void mgr__keeping_pause(mgr__keeping *k, int64_t pause_ms)
 static void mgr__keeping_speak(mgr__keeping *k)
 {
     bool certify = mgr__keeping_may_certify(k);
-    int64_t within_ms = certify ? MGR__KEEPER_TIDY_MS : MGR__KEEPER_WORDS_MS;
-    if (certify) {
-        mgr__keeping_certify(k);
-        mgr__keeping_pause(k, MGR__KEEPER_HEIRS_MS);
-    }
-    mgr__words_send(k, MGR__WORD_DESTROY, within_ms);
+    bool stands = certify && mgr__keeping_certify(k);
+    if (stands) mgr__keeping_pause(k, MGR__KEEPER_HEIRS_MS);
+    mgr__words_send(k, MGR__WORD_DESTROY, stands ? MGR__KEEPER_TIDY_MS : MGR__KEEPER_WORDS_MS);
     mgr__words_send(k, MGR__WORD_DEREGISTER, MGR__KEEPER_TIDY_MS);
     k->phase = certify ? MGR__KEEPING_AGENTS : MGR__KEEPING_HOST;
 }
@@ -11715,6 +11727,7 @@ static bool mgr__keeping_overrun(const mgr__keeping *k, int64_t now)
 {
     if (!k->page->overrun_kill_host || !MGR__LOAD(&k->page->in_process) || MGR__LOAD(&k->page->dismissed)) return false;
     if (k->host_fd < 0 || mgr__keeping_host_dead(k)) return false;
+    if (k->page->space && k->guard_gone) return false;      /* it alone could have done it: the host is waited for without the session */
     if (now >= k->stop_at && k->page->space) MGR__STORE(&k->page->kill_host, 1u);
     else if (now >= k->stop_at) mgr__process_pidfd_kill(k->host_fd, SIGKILL);
     return true;
@@ -11907,6 +11920,7 @@ static void mgr__keeping_turn(mgr__keeping *k)
 {
     int64_t now = mgr__process_now_ms();
     MGR__STORE(&k->page->keeper_beat, now);
+    mgr__keeping_deadlines(k, now);     /* first: after a late wake-up nobody is called stuck who was not yet killed */
     mgr__keeping_steps(k, now);
     mgr__keeping_reap(k);
     mgr__keeping_deadlines(k, now);
@@ -14359,6 +14373,7 @@ static mgr_result mgr__desc_check_times(mgr *m)
         return mgr__manager_fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
     if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
     if (d->placement > MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: it may be one of mgr_placement", (int)d->placement);
+    if (d->run_dir && d->run_dir[0] != '/') return mgr__manager_fail(m, MGR_INVALID, "run_dir is %s: it must be a whole path, for guard and keeper live in /", d->run_dir);
     if (d->breaker_percent > 100) return mgr__manager_fail(m, MGR_INVALID, "breaker_percent is %lu: it may be at most 100", (unsigned long)d->breaker_percent);
     if (d->weight > 65535) return mgr__manager_fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;

@@ -517,7 +517,7 @@ static const option OPTIONS[] = {
     {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep the share of an instance that died, or was restarted, for its return; default none"},
     {"settle", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(settle_ms), "a joiner waits so long before it takes part; default 1s"},
     {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate), "auto, none, cgroup, or pidns (COMMAND sees other pids): what keeps a worker's processes together; default auto"},
-    {"run-dir", 0, "DIR", RUN | DEV, set_text, AT(run_dir), "0700 and ours: what a restart on this host proves by that all before it is dead; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID"},
+    {"run-dir", 0, "DIR", RUN | DEV, set_directory, AT(run_dir), "directory (mode 0700, ours) for life files, so that a restart on this host need not wait the delay; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID"},
     {"start-timeout", 0, "DURATION", RUN | DEV, set_duration, AT(start_timeout_ms), "give up when the cluster is not entered by then; default never"},
     {"check-script", 0, "COMMAND", RUN | DEV, set_text, AT(check_script), "sh -c COMMAND a partition: exit 0 passes, 1 warns, else it goes to another instance"},
     {"check-interval", 0, "DURATION", RUN | DEV, set_duration, AT(check_interval_ms), "between two runs of the script; default 10s"},

@@ -718,7 +718,8 @@ TEST(when_a_partition_may_be_taken)
         { "malformed",                    "released", "", 0, 9000 },
         { "missing",                      NULL, "", 0, NEVER },
         { "released, distrusted",         "{\"state\":\"released\",\"life\":\"gone\"}", "", DISTRUST, 9000 },
-        { "certified, distrusted",        "{\"state\":\"held\",\"life\":\"dead\"}", "", DISTRUST, 0 },
+        { "certified, distrusted",        "{\"state\":\"held\",\"life\":\"dead\"}", "", DISTRUST, 9000 },
+        { "held, certified, distrusted",  "{\"state\":\"held\",\"life\":\"dead\"}", "dead", DISTRUST, 60000 },
     };
     world *w = the_world();
     box *b = box_open(w, 0, "a", 1);
@@ -741,7 +742,7 @@ TEST(when_a_partition_may_be_taken)
         if (at != wanted) { printf("%s: after %lld ms\n", rows[i].what, (long long)(at - w->now)); CHECK(!"takeable"); }
         mgr__part_observe(&b->core, &part, rows[i].value ? &kv : NULL, w->now + 100);     /* seen again: the delay counts from the first time */
         CHECK(mgr__part_takeable_at(&b->core, &part, w->now + 100) == (rows[i].after_ms == 0 ? w->now + 100 : wanted));
-        if (rows[i].after_ms > 0 && rows[i].value) {        /* a new index: somebody held it meanwhile */
+        if (rows[i].after_ms > 0 && rows[i].value && !rows[i].session[0]) {        /* a new index: somebody held it meanwhile */
             kv.modify_index++;
             mgr__part_observe(&b->core, &part, &kv, w->now + 200);
             CHECK(mgr__part_takeable_at(&b->core, &part, w->now + 200) == w->now + 200 + rows[i].after_ms);
@@ -2473,6 +2474,25 @@ TEST(two_instances_of_one_id_and_the_second_gives_way)
     world_end(w);
 }
 
+/* It looked before the other was there, and sees it only when it is about to join. */
+TEST(a_joiner_that_meets_a_live_holder_gives_way)
+{
+    world *w = the_world();
+    mgr__cluster_config config = config_of("a", 2);
+    config.seed = 77;       /* of its own, as programs have: it names the Consul service */
+    box *twin = box_open_as(w, 1, "a", &config);
+    hold(w, twin, MGR__TASK_SESSION);
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1500);
+    CHECK_INT(works_count(a), 2);
+    forget(a);
+    twin->hold = MGR__TASK_NONE;
+    run(w, GRACE_MS + MARGIN_MS + MGR__IDENTITY_WAIT_MS + 4000);
+    CHECK(!twin->alive && twin->result == MGR_IDENTITY);
+    CHECK(works_count(a) == 2 && !said(a, "lost") && !said(a, "kill"));
+    world_end(w);
+}
+
 /* ---- the core: whose is the id? ---- */
 
 static bool answer_alive(void *user, uint64_t pid) { return pid == 7 && *(bool *)user; }
@@ -3322,6 +3342,7 @@ int main(int argc, char **argv)
     RUN(a_refusal_moves_the_partition_and_doubles);
     RUN(a_join_hangs_on_the_key_that_was_read);
     RUN(two_instances_of_one_id_and_the_second_gives_way);
+    RUN(a_joiner_that_meets_a_live_holder_gives_way);
     RUN(a_second_of_one_id_gives_way_at_once_where_the_first_can_be_seen_alive);
     RUN(a_former_life_of_this_boot_is_waited_for);
     RUN(a_former_life_that_is_proven_dead_is_certified_and_replaced_at_once);
