@@ -3846,6 +3846,8 @@ static bool mgr__key_name(mgr__arena *arena, mgr__str escaped, mgr__str *name)
 
 /* ---- sets of partitions ---- */
 
+enum { MGR__SET_BYTES_MAX = 390000 };     /* of its text: Consul refuses values of 394,000 bytes */
+
 typedef struct mgr__set {
     mgr__arena arena;
     mgr__str  *names;           /* sorted by bytes, distinct */
@@ -4829,7 +4831,7 @@ static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__r
         r->ops[0].value = mgr__setter_marker_value(s, r, s->marker.hash, s->marker.count);
         return;
     }
-    mgr__buf_init(&text, heap, 390000);      /* Consul refuses values of 394,000 bytes */
+    mgr__buf_init(&text, heap, MGR__SET_BYTES_MAX);
     mgr__set_write(&s->wanted, heap, &text);
     if (text.failed) mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
     mgr__str hash = mgr__arena_str(&r->arena, mgr__str_of(s->wanted.hash));
@@ -5005,7 +5007,6 @@ typedef enum mgr__part_state {
     MGR__PART_UNLOCKING,        /* work is gone; the unlock is to be confirmed */
     MGR__PART_LOST              /* the lock is gone or doubtful: work is being killed */
 } mgr__part_state;
-
 
 typedef struct mgr__part {
     mgr__str name;              /* terminated; owned */
@@ -5192,6 +5193,8 @@ typedef struct mgr__cluster {
     int64_t     watch_not_before;
     uint32_t    watch_failures, work_failures;
     int64_t     marker_not_before, slot_not_before;
+    uint64_t    outrun_index;       /* of the marker in the picture when a lock last failed on it, ... */
+    uint32_t    outruns;            /* ... and how often in a row */
     bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
     mgr__set    set;
     bool        have_set;
@@ -5943,7 +5946,7 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (!p->held && (!p->seen || p->lost_index != owner.modify_index || !p->lost_since)) {
         p->lost_index = owner.modify_index;
         p->lost_since = now;
-        p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.exists && owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);
+        p->lost_delay_ms = mgr__max64((int64_t)c->config.delay_ms, owner.delay_ms ? (int64_t)owner.delay_ms : c->delay_seen_ms);
     }
     if (p->held) p->lost_since = 0;
     if (p->doubt_index && p->doubt_index != owner.modify_index) p->doubt_index = 0;
@@ -6681,7 +6684,7 @@ static void mgr__cluster_restore_set(mgr__cluster *c, mgr__errand *e)
     mgr__request *r = &e->request;
     mgr__buf text;
     if (strcmp(c->set.hash, c->marker_seen.hash) != 0) return;
-    mgr__buf_init(&text, c->heap, 390000);      /* as mgr__setter_fill_write has it */
+    mgr__buf_init(&text, c->heap, MGR__SET_BYTES_MAX);
     mgr__set_write(&c->set, c->heap, &text);
     mgr__op *op = mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(c->set.hash))));
     op->value = mgr__request_keep(r, &text);
@@ -7120,11 +7123,20 @@ static void mgr__cluster_read_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     }
 }
 
+/* cluster/partitions has changed: the picture will show how, sooner or later. */
+static void mgr__cluster_outrun(mgr__cluster *c, int64_t now)
+{
+    bool again = c->outrun_index == c->picture.marker.modify_index;
+    c->outruns = again ? c->outruns + 1 : 0;
+    c->outrun_index = c->picture.marker.modify_index;
+    c->not_before = now + ((int64_t)MGR__MARKER_WAIT_MS << mgr__min64(c->outruns, 6));
+}
+
 /* Made by us or by somebody meanwhile: it is read again. */
 static void mgr__cluster_missing_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     for (size_t i = 0; i < e->request.op_count; i++) if (e->parts[i]) e->parts[i]->writing = false;
-    if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0) c->not_before = now + MGR__MARKER_WAIT_MS;
+    if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0) mgr__cluster_outrun(c, now);
     else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "make partitions' keys again", now);
 }
 
@@ -7172,7 +7184,7 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         p->stale = p->stale || blamed || a->outcome != MGR__OUTCOME_CONFLICT;
     }
     bool outrun = a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_LOCK && a->failed_count && a->failed[0] == 0;
-    if (outrun) c->not_before = now + MGR__MARKER_WAIT_MS;      /* cluster/partitions has changed: the picture will show how */
+    if (outrun) mgr__cluster_outrun(c, now);
     else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "lock partitions", now);
 }
 
@@ -8662,7 +8674,6 @@ static pid_t mgr__process_fork(bool silent)
 #endif
 }
 
-/* The same as an ordinary child, born in the v2 group whose directory this is. */
 /* The first process of a PID namespace with mounts of its own; `user`: in a user
  * namespace as well, which gives an unprivileged one the right to that. -errno where
  * it is refused. */
@@ -8704,6 +8715,7 @@ static int mgr__process_mount_proc(void)
 #endif
 }
 
+/* The same as an ordinary child, born in the v2 group whose directory this is. */
 static pid_t mgr__process_fork_into(int cgroup_fd)
 {
 #if defined(__linux__) && defined(SYS_clone3) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
@@ -11043,10 +11055,10 @@ typedef struct mgr__child {
 
 enum mgr__keeping_phase {
     MGR__KEEPING_RUN,
-    MGR__KEEPING_STOP,            /* word closed: ending the work */
-    MGR__KEEPING_WORDS,           /* the work is dead: say so */
-    MGR__KEEPING_HOST,            /* in-process work: the certificate waits for the host's death */
-    MGR__KEEPING_AGENTS,          /* ending what is no work */
+    MGR__KEEPING_STOP,          /* word closed: ending the work */
+    MGR__KEEPING_WORDS,         /* the work is dead: say so */
+    MGR__KEEPING_HOST,          /* in-process work: the certificate waits for the host's death */
+    MGR__KEEPING_AGENTS,        /* ending what is no work */
     MGR__KEEPING_OVER
 };
 
@@ -12973,9 +12985,9 @@ static mgr__verdict mgr__life_prove(const char *dir, const char *evidence, const
         r.life[sizeof r.life - 1] = r.boot[sizeof r.boot - 1] = r.group[sizeof r.group - 1] = 0;
         verdict = mgr__life_prove_record(&r, life, boot, why);
     }
-    if (held) {         /* by a worker, it may be: if nobody supervises it any more it was killed just now */
-        if (verdict == MGR__VERDICT_DEAD || !known) *why = fault;
-        if (verdict == MGR__VERDICT_DEAD || !known) verdict = MGR__VERDICT_LATER;
+    if (held && (verdict == MGR__VERDICT_DEAD || !known)) {     /* by a worker, it may be: if nobody supervises it any more it was killed just now */
+        *why = fault;
+        verdict = MGR__VERDICT_LATER;
     }
     mgr__process_close(fd);
     return verdict;

@@ -1964,6 +1964,24 @@ TEST(locks_hang_on_the_marker_that_is_known)
     world_end(w);
 }
 
+/* Invariant 9: whose picture lags, or is not to change, asks less and less often. */
+TEST(a_lock_that_fails_on_the_marker_waits_longer_each_time)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 1);
+    run(w, 1000);
+    int64_t wait_ms = MGR__MARKER_WAIT_MS;
+    for (int i = 0; i < 10; i++) {
+        mgr__cluster_outrun(&a->core, w->now);
+        CHECK_INT(a->core.not_before - w->now, wait_ms);
+        if (i < 6) wait_ms *= 2;
+    }
+    a->core.picture.marker.modify_index++;
+    mgr__cluster_outrun(&a->core, w->now);
+    CHECK_INT(a->core.not_before - w->now, MGR__MARKER_WAIT_MS);
+    world_end(w);
+}
+
 TEST(certificates_that_nobody_needs_are_swept)
 {
     world *w = the_world();
@@ -2256,7 +2274,7 @@ TEST(a_missing_key_s_delay_counts_from_when_it_is_made_anew)
     session_of(w, "other", other);
     remove_key(w, "owners/0");
     for (int i = 0; i < 1000 && !said(a, "was lost by"); i++) run(w, STEP_MS);
-    CHECK(value_has(w, "owners/0", "\"held\""));
+    CHECK(value_has(w, "owners/0", "\"held\"") && value_has(w, "owners/0", "\"delay\":4000"));
     run(w, DELAY_MS - 1000);
     CHECK(store_do(w, MGR__LOCK, "owners/0", "{\"state\":\"held\"}", other, 0));      /* another was first, */
     remove_key(w, "owners/0");                                                          /* and its key is deleted too */
@@ -3321,6 +3339,7 @@ int main(int argc, char **argv)
     RUN(an_old_life_s_renewal_does_not_end_the_new_one);
     RUN(watches_that_come_back_at_once_with_nothing_new_back_off);
     RUN(locks_hang_on_the_marker_that_is_known);
+    RUN(a_lock_that_fails_on_the_marker_waits_longer_each_time);
     RUN(certificates_that_nobody_needs_are_swept);
     RUN(a_sweep_is_one_pass_over_the_owners);
     RUN(a_partition_changed_by_hand_is_killed_alone);
