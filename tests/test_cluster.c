@@ -2226,6 +2226,7 @@ TEST(the_dead_are_waited_for_unless_certified)
         run(w, 1000);
         if (certified) put(w, key, "{}");
         run(w, certified ? 100 : DELAY_MS - 1100);
+        CHECK(said(b, "was lost by a without proof of death: it is taken in"));
         CHECK_INT(works_count(b), certified ? 2 : 1);
         run(w, 1500);
         CHECK_INT(works_count(b), 2);

@@ -93,6 +93,14 @@ static bool locked(const char *path)
     return held;
 }
 
+static char term_path[400];
+
+static void told_to_stop(int number)
+{
+    (void)number;
+    _exit(open(term_path, O_WRONLY | O_CREAT, 0600) < 0);
+}
+
 static int list_descriptors(const char *path)
 {
     int seen[64], count = 0;
@@ -127,6 +135,12 @@ static int worker(int argc, char **argv)
     if (!strcmp(mode, "nested")) return getenv("MANAGER_CHILD") && strstr(getenv("MANAGER_CHILD"), ";123-4-5;") ? 0 : 9;
     if (!strcmp(mode, "lock")) { hold_lock(arg); touch(argv[4] ? argv[4] : arg); for (;;) pause(); }
     if (!strcmp(mode, "stubborn")) { signal(SIGTERM, SIG_IGN); hold_lock(arg); for (;;) pause(); }
+    if (!strcmp(mode, "polite")) {      /* leaves a note when it is told, none when it is killed */
+        snprintf(term_path, sizeof term_path, "%s.told", arg);
+        signal(SIGTERM, told_to_stop);
+        hold_lock(arg);
+        for (;;) pause();
+    }
     if (!strcmp(mode, "freeze")) { hold_lock(arg); raise(SIGSTOP); for (;;) pause(); }
     if (!strcmp(mode, "daemon")) { daemon_of_its_own(arg, false); for (;;) pause(); }
     if (!strcmp(mode, "daemon-exit")) { daemon_of_its_own(arg, false); while (!locked(arg)) usleep(1000); return 0; }
@@ -791,6 +805,22 @@ TEST(manager_frozen_lease_ends_the_work)
     serve(&s, 3, scratch("m"), OK_ANSWER);
     check_words(&s);
     CHECK(mgr__process_now_ms() - begun >= 900);    /* and not before it */
+    end_manager(t);
+    close(s.fd);
+}
+
+/* By the keeper, in time: all that the guard could do later is to kill. */
+TEST(manager_frozen_work_is_told_to_stop_first)
+{
+    mgr__keeper_config c = config_of(1200, 300);
+    server s = listen_here();
+    char told[400];
+    trio t = manager_process(&c, 1000, &s, "polite", scratch("m"), false);
+    snprintf(told, sizeof told, "%s.told", scratch("m"));
+    kill(t.manager, SIGSTOP);
+    serve(&s, 3, scratch("m"), OK_ANSWER);
+    check_words(&s);
+    CHECK(unlink(told) == 0);
     end_manager(t);
     close(s.fd);
 }
@@ -2239,6 +2269,7 @@ int main(int argc, char **argv)
     RUN(manager_killed_daemons_too);
     RUN(manager_killed_while_a_copy_of_it_lives);
     RUN(manager_frozen_lease_ends_the_work);
+    RUN(manager_frozen_work_is_told_to_stop_first);
     RUN(manager_and_keeper_frozen_guard_ends_the_work);
     RUN(slow_keeper_is_helped_for_a_while);
     RUN(nothing_stays_behind_of_a_start_that_was_cut_short);
