@@ -5232,6 +5232,7 @@ typedef struct mgr__cluster {
     char        breaker_reason[MGR__REASON_BYTES];
     int64_t     hold_until;         /* it holds our own moves until the pause stands, at most so long */
     int64_t     pause_not_before;
+    uint64_t    pause_put, pause_taken;     /* the index of our last write of the key, and of the key that we last deleted */
     mgr__vanished *vanished;        /* members seen dead within one delay, and not back */
     size_t      vanished_count, vanished_cap;
     uint64_t    still_digest;       /* of who is a member: how long has nobody come or gone? */
@@ -5850,6 +5851,7 @@ static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
     c->fence_floor = c->fence_top;
     c->distrust_until = now + mgr__max64(c->delay_seen_ms, (int64_t)c->config.delay_ms);
     c->index_max = 0;
+    c->pause_put = c->pause_taken = 0;
     c->next_round = now;
     mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(),
                       "Consul's index went down (a snapshot was restored, or the store was wiped): no release is believed for the delay");
@@ -6537,10 +6539,20 @@ static bool mgr__cluster_breaker_over(const mgr__cluster *c, int64_t now)
     return c->picture.pause.exists && c->picture.pause.breaker && now >= c->still_since + mgr__cluster_still_ms(c);
 }
 
-/* What of the pause is to be written: NONE where it stands as it should. */
+/* Does the picture show what we last wrote of the pause? Before it does it says nothing
+ * about what is to be written next: a pause that is taken back at once would stay. */
+static bool mgr__cluster_pause_shown(const mgr__cluster *c)
+{
+    const mgr__pause *standing = &c->picture.pause;
+    if (c->picture.index < c->own_index || c->picture.index < c->pause_put) return false;
+    return !standing->exists || standing->modify_index != c->pause_taken;
+}
+
+/* What of the pause is to be written: NONE where it stands as it should, or is not shown yet. */
 static mgr__pause_wish mgr__cluster_pause_needs(const mgr__cluster *c, int64_t now)
 {
     const mgr__pause *standing = &c->picture.pause;
+    if (!mgr__cluster_pause_shown(c)) return MGR__PAUSE_NONE;
     if (c->pause_wish == MGR__PAUSE_ON) return standing->exists && !standing->breaker ? MGR__PAUSE_NONE : MGR__PAUSE_ON;
     if (c->pause_wish == MGR__PAUSE_OFF) return standing->exists ? MGR__PAUSE_OFF : MGR__PAUSE_NONE;
     if (c->breaker_due && now < c->hold_until && !standing->exists) return MGR__PAUSE_ON;
@@ -6555,13 +6567,17 @@ static mgr__str mgr__request_pause(mgr__request *r, const mgr__pause *pause)
     return mgr__request_keep(r, &value);
 }
 
+/* On our own key as it stands: where the answer is lost, that key is written anew, and
+ * a pause that would still land cannot any more. */
 static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
 {
     mgr__pause_wish needs = mgr__cluster_pause_needs(c, now);
+    if (!mgr__cluster_pause_shown(c)) return false;
     if (needs == MGR__PAUSE_NONE) { c->pause_wish = MGR__PAUSE_NONE; return false; }
     if (now < c->pause_not_before) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PAUSE, MGR__ASK_TXN);
     bool on = needs == MGR__PAUSE_ON, told = c->pause_wish == MGR__PAUSE_ON;
+    mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);
     mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/pause", mgr__nobody()));
     op->index = c->picture.pause.modify_index;      /* 0: there is none */
     mgr__pause pause;
@@ -7204,6 +7220,20 @@ static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mg
     mgr__cluster_own_answer(c, e, a, now);
 }
 
+/* The next picture shows how it stands. Deleting gives no index: what was deleted is known by its own. */
+static void mgr__cluster_pause_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    const mgr__op *op = &e->request.ops[1];
+    const mgr__kv *written = op->verb == MGR__CAS && a->outcome == MGR__OUTCOME_OK ? mgr__answer_last(a, op->key) : NULL;
+    if (written) c->pause_put = written->modify_index;
+    else if (a->outcome == MGR__OUTCOME_OK) c->pause_taken = op->index;
+    bool own_moved = a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0;
+    if (own_moved || a->outcome == MGR__OUTCOME_UNKNOWN) c->own_unclear = true;
+    if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) return;
+    mgr__cluster_trouble(c, a, "write cluster/pause", now);
+    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED) { c->pause_wish = MGR__PAUSE_NONE; c->breaker_due = false; }
+}
+
 static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a)
 {
     if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
@@ -7273,9 +7303,7 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         if (a->outcome != MGR__OUTCOME_CONFLICT && a->outcome != MGR__OUTCOME_UNKNOWN && a->outcome != MGR__OUTCOME_UNSENT && c->wish_count) mgr__cluster_drop_wish(c);
         break;
     case MGR__TASK_PAUSE:
-        if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) break;     /* the next picture shows how it stands */
-        mgr__cluster_trouble(c, a, "write cluster/pause", now);
-        if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED) { c->pause_wish = MGR__PAUSE_NONE; c->breaker_due = false; }
+        mgr__cluster_pause_answer(c, e, a, now);
         break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
@@ -7575,7 +7603,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
     if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
     if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
-    if (idle && c->picture.pause.breaker) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), c->still_since + mgr__cluster_still_ms(c)));
+    if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), c->still_since + mgr__cluster_still_ms(c)));
     if (idle && mgr__cluster_pause_needs(c, now) != MGR__PAUSE_NONE) at = mgr__min64(at, mgr__max64(now, c->pause_not_before));
     for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {

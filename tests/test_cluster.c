@@ -1511,6 +1511,53 @@ static void lose_answer(world *w, box *b)
     box_answer(w, b, MGR__LANE_WORK, &a);
 }
 
+/* Said again before a picture shows what was written: by whichever way, the last word counts. */
+TEST(pause_and_resume_within_one_picture_end_as_the_last_word_says)
+{
+    for (int first = 0; first < 2; first++) {
+        world *w = the_world();
+        box *a = box_open(w, 0, "a", 2);
+        run(w, 1000);
+        if (!first) { mgr__cluster_pause(&a->core, true, mgr__str_of("")); box_pump(w, a); run(w, 500); }
+        CHECK_INT(look(w, "cluster/pause").modify_index != 0, !first);
+        a->blocked[MGR__LANE_WATCH] = true;
+        for (int i = 0; i < 2; i++) {
+            mgr__cluster_pause(&a->core, i ? !first : first, mgr__str_of(""));
+            box_pump(w, a);
+            run(w, 50);
+            CHECK_INT(look(w, "cluster/pause").modify_index != 0, first);
+        }
+        a->blocked[MGR__LANE_WATCH] = false;
+        run(w, 50);
+        CHECK_INT(look(w, "cluster/pause").modify_index != 0, !first);
+        forget(a);
+        run(w, 3 * LEASE_MS);
+        CHECK(!asked(a, "cluster/pause") && a->core.pause_wish == MGR__PAUSE_NONE);
+        world_end(w);
+    }
+}
+
+TEST(a_pause_that_lands_late_after_a_resume_lands_on_nothing)
+{
+    world *w = the_world();
+    mgr__request late;
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 1000);
+    mgr__cluster_pause(&a->core, true, mgr__str_of(""));
+    box_pump(w, a);
+    mgr__errand *e = hold(w, a, MGR__TASK_PAUSE);
+    copy_request(w, &late, &e->request);
+    mgr__cluster_pause(&a->core, false, mgr__str_of(""));
+    lose_answer(w, a);
+    run(w, 1000);
+    CHECK(a->core.pause_wish == MGR__PAUSE_NONE);
+    land_late(w, &late);
+    run(w, 100);
+    CHECK(!look(w, "cluster/pause").modify_index && works_count(a) == 2);
+    mgr__arena_free(&late.arena);
+    world_end(w);
+}
+
 TEST(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted)
 {
     world *w = the_world();
@@ -3320,6 +3367,8 @@ int main(int argc, char **argv)
     RUN(resume_ends_what_the_breaker_holds);
     RUN(a_breaker_that_somebody_confirms_stays);
     RUN(the_breaker_lets_leaves_and_single_deaths_pass);
+    RUN(pause_and_resume_within_one_picture_end_as_the_last_word_says);
+    RUN(a_pause_that_lands_late_after_a_resume_lands_on_nothing);
     RUN(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted);
     RUN(a_lock_taken_anew_has_another_value_at_the_same_time);
     RUN(no_work_starts_while_an_unlock_is_in_flight);
