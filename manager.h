@@ -300,8 +300,12 @@
  * network, an agent or a deployment is to blame, and what goes away comes back. The
  * survivors take over what the others had, but exchange nothing among each other, and
  * those who return get nothing, until no member has come or gone for two delays (at
- * least four settle_ms), or somebody resumes. Whoever sees it holds its own moves at
- * once, and writes cluster/pause for all. Moves on the first deaths may have begun.
+ * least four settle_ms), or somebody resumes. Where members keep coming and going (one
+ * that crashes over and over) it lets go after eight times that, says so, and stays off
+ * until all has been still once. Each counts by its own clock from when it first saw a
+ * breaker hold; that names of instances repeat is not relied on. Whoever sees it holds
+ * its own moves at once, and writes cluster/pause for all. Moves on the first deaths may
+ * have begun.
  * Where all sessions are lost at once (an agent that is stopped) there is no survivor.
  *
  * ---- What stands in Consul, below manager/<service id>/ --------------------------
@@ -347,6 +351,7 @@
  *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
  *     MGR__PROVE_MS            2 s      for a former life of this host to be seen dead, else the delay
  *     MGR__REASON_BYTES        200      why a service is paused
+ *     MGR__BREAKER_STILLS      8        times the stillness that ends it, a circuit breaker holds
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
  *
  * ---- Configuration macros, to be set before the implementation -------------------
@@ -5231,6 +5236,7 @@ typedef struct mgr__cluster {
     bool        breaker_due;        /* ours has tripped, and no pause stands yet */
     char        breaker_reason[MGR__REASON_BYTES];
     int64_t     hold_until;         /* it holds our own moves until the pause stands, at most so long */
+    int64_t     breaker_since;      /* when one first held since all was still; 0: none has */
     int64_t     pause_not_before;
     uint64_t    pause_put, pause_taken;     /* the index of our last write of the key, and of the key that we last deleted */
     mgr__vanished *vanished;        /* members seen dead within one delay, and not back */
@@ -5255,6 +5261,7 @@ enum {
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
     MGR__STILL_DELAYS = 2, MGR__STILL_SETTLES = 4, MGR__STILL_JITTER_MS = 500,   /* a breaker ends: so long nobody has come or gone */
+    MGR__BREAKER_STILLS = 8,        /* or at last after so many times that, whoever comes and goes */
     MGR__PAUSE_AGAIN_MS = 1000,     /* until the picture shows what was written */
     MGR__LOCKS_PER_TXN = 31, MGR__LOCK_OPS = 3 /* check, unlock, lock */, MGR__UNLOCKS_PER_TXN = 31, MGR__READS_PER_TXN = 63
 };
@@ -5703,6 +5710,18 @@ static int64_t mgr__cluster_still_ms(const mgr__cluster *c)
     return mgr__max64((int64_t)c->config.delay_ms * MGR__STILL_DELAYS, (int64_t)c->config.settle_ms * MGR__STILL_SETTLES);
 }
 
+/* A member that crashes again and again must not hold the others' moves for ever. */
+static int64_t mgr__cluster_breaker_most(const mgr__cluster *c)
+{
+    return c->breaker_since + MGR__BREAKER_STILLS * mgr__cluster_still_ms(c);
+}
+
+/* Who has seen the breaker hold counts from there, until all was still once. */
+static void mgr__cluster_note_breaker(mgr__cluster *c, int64_t now)
+{
+    if (!c->breaker_since) c->breaker_since = now + mgr__rng_below(&c->rng, MGR__STILL_JITTER_MS);
+}
+
 static void mgr__cluster_note_stillness(mgr__cluster *c, int64_t now)
 {
     uint64_t h = mgr__mix64(c->picture.pause.modify_index);
@@ -5712,6 +5731,8 @@ static void mgr__cluster_note_stillness(mgr__cluster *c, int64_t now)
         h = mgr__mix64(h ^ (uint64_t)m->joining ^ ((uint64_t)m->leaving << 1));
     }
     if (h == c->still_digest && c->still_since) return;
+    if (now + MGR__STILL_JITTER_MS >= c->still_since + mgr__cluster_still_ms(c)) c->breaker_since = 0;
+    if (c->picture.pause.breaker) mgr__cluster_note_breaker(c, now);
     c->still_digest = h;
     c->still_since = now + mgr__rng_below(&c->rng, MGR__STILL_JITTER_MS);   /* one of us will be first */
 }
@@ -5721,11 +5742,13 @@ static void mgr__cluster_trip(mgr__cluster *c, int64_t now)
 {
     size_t stay = 0, gone = c->vanished_count;
     if (!c->config.breaker_percent || c->phase != MGR__PHASE_MEMBER || c->picture.pause.exists || now < c->hold_until || gone < 2) return;
+    if (c->breaker_since && now >= mgr__cluster_breaker_most(c)) return;
     for (size_t i = 0; i < c->picture.member_count; i++) stay += c->picture.members[i].alive && c->picture.members[i].counts;
     if (gone * 100 <= (gone + stay) * c->config.breaker_percent) return;
     snprintf(c->breaker_reason, sizeof c->breaker_reason, "%lu of %lu instances vanished at once", (unsigned long)gone, (unsigned long)(gone + stay));
     c->breaker_due = true;
-    c->hold_until = now + mgr__cluster_still_ms(c);
+    mgr__cluster_note_breaker(c, now);
+    c->hold_until = mgr__min64(now + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));
     mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id, "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
 }
 
@@ -6533,10 +6556,15 @@ static bool mgr__cluster_ask_wish(mgr__cluster *c, int64_t now)
     return false;
 }
 
-/* A breaker's pause that has served its purpose: whoever is first ends it. */
+/* When a breaker's pause has served its purpose, or has held for too long: whoever is first ends it. */
+static int64_t mgr__cluster_breaker_end(const mgr__cluster *c)
+{
+    return mgr__min64(c->still_since + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));
+}
+
 static bool mgr__cluster_breaker_over(const mgr__cluster *c, int64_t now)
 {
-    return c->picture.pause.exists && c->picture.pause.breaker && now >= c->still_since + mgr__cluster_still_ms(c);
+    return c->picture.pause.exists && c->picture.pause.breaker && now >= mgr__cluster_breaker_end(c);
 }
 
 /* Does the picture show what we last wrote of the pause? Before it does it says nothing
@@ -6587,6 +6615,9 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     pause.breaker = !told;
     pause.since_ms = (uint64_t)now + c->wall_offset_ms;
     if (on) op->value = mgr__request_pause(&e->request, &pause);
+    if (needs == MGR__PAUSE_OFF && c->pause_wish == MGR__PAUSE_NONE && now < c->still_since + mgr__cluster_still_ms(c))
+        mgr__cluster_tell(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id, "the circuit breaker has held planned moves for %lld ms while members still came and went: it lets them go, and stays off until none has for %lld ms",
+                          (long long)(now - c->breaker_since), (long long)mgr__cluster_still_ms(c));
     c->pause_not_before = now + MGR__PAUSE_AGAIN_MS;
     mgr__cluster_send(c, e, now);
     return true;
@@ -7603,7 +7634,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
     if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
     if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
-    if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), c->still_since + mgr__cluster_still_ms(c)));
+    if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), mgr__cluster_breaker_end(c)));
     if (idle && mgr__cluster_pause_needs(c, now) != MGR__PAUSE_NONE) at = mgr__min64(at, mgr__max64(now, c->pause_not_before));
     for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
     for (size_t i = 0; i < c->part_count; i++) {

@@ -1436,6 +1436,44 @@ TEST(a_breaker_that_somebody_confirms_stays)
     world_end(w);
 }
 
+/* d crashes, comes back and crashes again: b, back for good, gets its share in the end. */
+TEST(a_member_that_crashes_over_and_over_does_not_hold_the_breaker_for_ever)
+{
+    world *w = the_world();
+    box *a = four(w, 20);
+    int64_t still = DELAY_MS * MGR__STILL_DELAYS, first = w->now, ended = 0;
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(value_has(w, "cluster/pause", "\"breaker\":true"));
+    box *b = box_open(w, 1, "b", 8);
+    for (int life = 0; life < 2 * MGR__BREAKER_STILLS; life++) {
+        box *d = box_open(w, 3, "d", 8);
+        run(w, still / 2);
+        CHECK_INT(d->core.phase, MGR__PHASE_MEMBER);
+        box_vanishes(w, d, true);
+        if (life & 1) {                                 /* and now and then two at once, for which it would hold again */
+            box_vanishes(w, b, true);
+            run(w, 300);
+            b = box_open(w, 1, "b", 8);
+        }
+        run(w, still / 4);
+        if (!ended && !look(w, "cluster/pause").modify_index) ended = w->now;
+        if (ended) CHECK(!look(w, "cluster/pause").modify_index);
+    }
+    CHECK(ended >= first + still * MGR__BREAKER_STILLS && ended < first + still * (MGR__BREAKER_STILLS + 2));
+    CHECK(said(a, "while members still came and went: it lets them go"));
+    run(w, still + DELAY_MS);
+    CHECK(works_count(a) == 4 && works_count(b) == 4);
+    forget(a);
+    box_open(w, 2, "c", 8);
+    box_open(w, 3, "d", 8);
+    run(w, still + DELAY_MS);
+    for (int i = 1; i < 4; i++) box_vanishes(w, &w->boxes[i], true);
+    run(w, 500);
+    CHECK(said(a, "the circuit breaker holds planned moves"));      /* all was still: it is for the next time */
+    world_end(w);
+}
+
 TEST(the_breaker_lets_leaves_and_single_deaths_pass)
 {
     world *w = the_world();
@@ -3366,6 +3404,7 @@ int main(int argc, char **argv)
     RUN(the_breaker_holds_moves_until_all_is_still);
     RUN(resume_ends_what_the_breaker_holds);
     RUN(a_breaker_that_somebody_confirms_stays);
+    RUN(a_member_that_crashes_over_and_over_does_not_hold_the_breaker_for_ever);
     RUN(the_breaker_lets_leaves_and_single_deaths_pass);
     RUN(pause_and_resume_within_one_picture_end_as_the_last_word_says);
     RUN(a_pause_that_lands_late_after_a_resume_lands_on_nothing);
