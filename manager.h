@@ -282,7 +282,8 @@
  *
  * With rejoin_grace_ms a leave is a restart, as a death is: work ends and locks are
  * given back, but the share is kept so long for the return. Who is drained first, or
- * evicted, leaves for good. (Kafka's static membership does the same.)
+ * evicted (also while it leaves, or since), leaves for good. (Kafka's static membership
+ * does the same.)
  *
  * mgr_pause (`manager pause`) writes cluster/pause. While that key stands, whatever
  * is in it, an instance keeps what it holds, whomever the map names: joins, weights,
@@ -4246,6 +4247,8 @@ static bool mgr__member_read(mgr__member *member, const mgr__kv *kv, mgr__str es
 
 static bool mgr__member_drains(const mgr__member *m) { return m->draining || m->wish_drain; }
 
+static bool mgr__member_evicted(const mgr__member *m) { return m->wish_evict.len && mgr__str_eq(m->wish_evict, m->life); }
+
 /* ---- wishes: what operators want of an instance ---- */
 
 typedef struct mgr__wish { bool drain; mgr__str evict; } mgr__wish;
@@ -4541,6 +4544,8 @@ static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr_
     }
     for (size_t i = 0; i < picture->member_count; i++)      /* dead at once, though its session may stand for a while */
         if (mgr__picture_certified(picture, picture->members[i].session)) picture->members[i].alive = false;
+    for (size_t i = 0; i < picture->member_count; i++)      /* nothing is kept for one that was evicted */
+        if (!picture->members[i].alive && mgr__member_evicted(&picture->members[i])) picture->members[i].grace_ms = 0;
     mgr__picture_count(picture);
     mgr__picture_number(picture);
     if (!picture->arena.failed) return true;
@@ -5138,7 +5143,7 @@ typedef struct mgr__inquest {
     char    why[160];           /* why it is not proven */
 } mgr__inquest;
 
-typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index; int64_t since; bool told; mgr__inquest inquest; } mgr__burial;
+typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index, grace_ms; int64_t since; bool told; mgr__inquest inquest; } mgr__burial;
 typedef struct mgr__vanished { char id[MGR_NAME_BYTES_MAX + 1]; int64_t at; } mgr__vanished;
 typedef enum mgr__pause_wish { MGR__PAUSE_NONE, MGR__PAUSE_ON, MGR__PAUSE_OFF } mgr__pause_wish;
 typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
@@ -5826,7 +5831,8 @@ static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
     size_t kept = 0;
     for (size_t i = 0; i < c->burial_count; i++) {
         mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
-        if (m && !m->alive && m->modify_index == c->burials[i].modify_index) c->burials[kept++] = c->burials[i];
+        if (!m || m->alive || m->modify_index != c->burials[i].modify_index || m->grace_ms != c->burials[i].grace_ms) continue;
+        c->burials[kept++] = c->burials[i];
     }
     c->burial_count = kept;
     for (size_t i = 0; i < c->picture.member_count; i++) {
@@ -5841,6 +5847,7 @@ static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
         memset(b, 0, sizeof *b);
         mgr__copy_text(b->id, sizeof b->id, m->id);
         b->modify_index = m->modify_index;
+        b->grace_ms = m->grace_ms;
         b->since = now + (int64_t)m->grace_ms + mgr__rng_below(&c->rng, 150);   /* one of us will be first */
         if (mgr__cluster_has_witness(c, m)) b->since += MGR__PROVE_MS;
         mgr__inquest_begin(&b->inquest, c, m, b->since);
@@ -5859,8 +5866,9 @@ static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
         return;
     }
     if (own->broken || !mgr__str_eq(own->life, own->session)) c->own_unclear = c->own_dirty = true;     /* changed by hand: write it anew */
-    if (own->wish_evict.len && mgr__str_eq(own->wish_evict, own->life) && !c->want_leave) {
+    if (mgr__member_evicted(own) && c->leave_result == MGR_OK) {    /* also in a leave that keeps its share: for good, then */
         mgr__cluster_tell(c, MGR_EVENT_EVICTED, NULL, mgr__nobody(), "an operator makes this instance leave");
+        c->own_dirty = c->own_dirty || c->want_leave;
         c->want_leave = true;
         c->leave_result = MGR_EVICTED;
     }

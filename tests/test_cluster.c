@@ -2444,6 +2444,38 @@ TEST(a_leave_within_the_grace_keeps_the_share)
     world_end(w);
 }
 
+/* Evicted while its work ends, at the last moment, or when it is away already: nothing is kept. */
+TEST(an_evict_makes_a_leave_one_for_good)
+{
+    for (int when = 0; when < 3; when++) {
+        char wish[100];
+        world *w = the_world();
+        mgr__cluster_config config = config_of("a", 4);
+        config.rejoin_grace_ms = 600000;
+        box *a = box_open_as(w, 0, "a", &config);
+        box *b = box_open(w, 1, "b", 4);
+        run(w, 1500);
+        snprintf(wish, sizeof wish, "{\"drain\":false,\"evict\":\"%s\"}", a->core.life);
+        if (when == 0) a->keeps_work = true;
+        mgr__cluster_leave(&a->core);
+        box_pump(w, a);
+        if (when == 1) hold(w, a, MGR__TASK_PART);
+        else run(w, 500);
+        CHECK_INT(a->alive, when < 2);
+        CHECK_INT(works_count(b), 2);
+        put(w, "cluster/wishes/a", wish);
+        run(w, 500);
+        if (when == 0) CHECK(value_has(w, "cluster/instances/a", "\"leaving\":true") && said(a, "an operator makes this instance leave"));
+        for (int i = 0; i < 4 && when == 0; i++) if (works(a, i)) box_gone(w, a, numbers[i]);
+        a->hold = MGR__TASK_NONE;
+        run(w, 2000);
+        CHECK(!a->alive && a->result == (when == 0 ? MGR_EVICTED : MGR_OK));
+        CHECK(!look(w, "cluster/instances/a").modify_index);
+        CHECK_INT(works_count(b), 4);
+        world_end(w);
+    }
+}
+
 /* ---- the core: what people want ---- */
 
 TEST(evict_is_for_the_named_life_alone)
@@ -3444,6 +3476,7 @@ int main(int argc, char **argv)
     RUN(a_missing_key_s_delay_counts_from_when_it_is_made_anew);
     RUN(a_start_within_the_grace_gets_back_what_it_had);
     RUN(a_leave_within_the_grace_keeps_the_share);
+    RUN(an_evict_makes_a_leave_one_for_good);
     RUN(evict_is_for_the_named_life_alone);
     RUN(an_instance_evicts_another);
     RUN(drain_hands_everything_over_and_stays);
