@@ -5072,7 +5072,7 @@ typedef enum mgr__task {
     MGR__TASK_NONE, MGR__TASK_WATCH, MGR__TASK_CONFIRM, MGR__TASK_RENEW, MGR__TASK_PASS,
     MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
     MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
-    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_WISH,
+    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_PART_LOOK, MGR__TASK_WISH,
     MGR__TASK_PAUSE, MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
 } mgr__task;
 
@@ -5203,6 +5203,7 @@ typedef struct mgr__cluster {
     int64_t     watch_not_before;
     uint32_t    watch_failures, work_failures;
     int64_t     marker_not_before, slot_not_before;
+    bool        part_look;          /* what we know of our slot is out of date: look before we part */
     uint64_t    outrun_index;       /* of the marker in the picture when a lock last failed on it, ... */
     uint32_t    outruns;            /* ... and how often in a row */
     bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
@@ -6386,6 +6387,14 @@ static void mgr__cluster_ask_session(mgr__cluster *c, int64_t now)
     mgr__cluster_send(c, e, now);
 }
 
+/* The picture as it is now: linearizable. */
+static void mgr__cluster_ask_list(mgr__cluster *c, mgr__task task, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_work(c, task, MGR__ASK_LIST);
+    e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
+    mgr__cluster_send(c, e, now);
+}
+
 /* Entering: one step after the other, until the own key stands. */
 static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
 {
@@ -6396,11 +6405,7 @@ static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
         e = mgr__cluster_work(c, MGR__TASK_NODE, MGR__ASK_AGENT_SELF);
         mgr__cluster_send(c, e, now);
         break;
-    case MGR__PHASE_LOOK:
-        e = mgr__cluster_work(c, MGR__TASK_LOOK, MGR__ASK_LIST);
-        e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
-        mgr__cluster_send(c, e, now);
-        break;
+    case MGR__PHASE_LOOK: mgr__cluster_ask_list(c, MGR__TASK_LOOK, now); break;
     case MGR__PHASE_SET: mgr__cluster_ask_set(c, now); break;
     case MGR__PHASE_REGISTER:
         if (!c->registered) mgr__cluster_new_service_id(c);
@@ -6833,6 +6838,7 @@ static void mgr__cluster_work_lane(mgr__cluster *c, int64_t now)
     if (mgr__cluster_in_life(c)) mgr__cluster_member_step(c, now);
     else if (c->phase == MGR__PHASE_PARTING) {
         if (c->own_unclear) mgr__cluster_ask_own(c, now);
+        else if (c->part_look) mgr__cluster_ask_list(c, MGR__TASK_PART_LOOK, now);
         else mgr__cluster_ask_part(c, now);
     } else mgr__cluster_enter_step(c, now);
 }
@@ -7066,7 +7072,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
     case MGR__TASK_JOIN: mgr__cluster_joined(c, e, a, now); break;
     case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
     case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
-    case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_WISH:
+    case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_PART_LOOK: case MGR__TASK_WISH:
     case MGR__TASK_PAUSE: case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
         break;
     }
@@ -7314,8 +7320,26 @@ static void mgr__cluster_sweep_answer(mgr__cluster *c, const mgr__answer *a)
     mgr__free(c->heap, needed);
 }
 
-static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+/* Nothing failed but the slot's deletion, the last op: somebody changed that key since our picture. */
+static bool mgr__cluster_slot_moved(const mgr__cluster *c, const mgr__errand *e, const mgr__answer *a)
 {
+    const mgr__op *last = &e->request.ops[e->request.op_count - 1];
+    mgr__str rest;
+    return a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count == 1 && a->failed[0] + 1 == e->request.op_count &&
+           mgr__key_below(last->key, &c->root, "cluster/slots/", &rest);
+}
+
+static void mgr__cluster_part_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    c->part_look = a->outcome != MGR__OUTCOME_OK;
+    if (!c->part_look) { mgr__cluster_see(c, a, now); return; }
+    if (now - c->phase_since > (int64_t)c->config.lease_ms) mgr__cluster_to_clean(c, true, now);
+    else c->not_before = now + mgr__cluster_backoff(c, 1);
+}
+
+static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    if (mgr__cluster_slot_moved(c, e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) { c->part_look = true; return; }
     bool unclear = a->outcome == MGR__OUTCOME_UNKNOWN || a->outcome == MGR__OUTCOME_UNSENT;
     if (unclear && now - c->phase_since > (int64_t)c->config.lease_ms) { mgr__cluster_left(c, c->leave_result, now); return; }
     if (unclear) { c->own_unclear = true; c->not_before = now + mgr__cluster_backoff(c, 1); return; }
@@ -7346,7 +7370,8 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
-    case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, a, now); break;
+    case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, e, a, now); break;
+    case MGR__TASK_PART_LOOK: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_looked(c, a, now); break;
     case MGR__TASK_FENCE_BASE:
         if (a->outcome == MGR__OUTCOME_OK) break;
         mgr__cluster_trouble(c, a, "rewrite cluster/partitions", now);

@@ -3220,6 +3220,33 @@ TEST(slots_changed_by_hand_are_mended)
     world_end(w);
 }
 
+/* The last picture before parting shows a slot's key that was changed since. */
+TEST(who_leaves_with_an_old_picture_of_its_slot_looks_and_leaves_at_once)
+{
+    for (int now_of = 0; now_of < 3; now_of++) {
+        world *w = the_world();
+        slots_three(w);
+        box *b = &w->boxes[1];
+        b->keeps_work = true;
+        mgr__cluster_leave(&b->core);
+        box_pump(w, b);
+        run(w, 200);
+        b->blocked[MGR__LANE_WATCH] = true;
+        w->boxes[0].blocked[MGR__LANE_WORK] = true;     /* nobody else mends it */
+        if (now_of == 0) put(w, "cluster/slots/2", "{\"instance\":\"b\" }");
+        else if (now_of == 1) put(w, "cluster/slots/2", "{\"instance\":\"else\"}");
+        else remove_key(w, "cluster/slots/2");
+        forget(b);
+        for (int i = 0; i < 6; i++) if (works(b, i)) box_gone(w, b, numbers[i]);
+        run(w, 200);
+        CHECK(!b->alive && b->result == MGR_OK);
+        CHECK(!look(w, "cluster/instances/b").modify_index && !asked(b, "cluster/dead/"));
+        CHECK(slot_is(w, 2, now_of == 1 ? "else" : ""));
+        CHECK_INT(times(&b->asked, "list"), now_of < 2);      /* to delete what is gone is no conflict */
+        world_end(w);
+    }
+}
+
 /* Whatever the keys say, all compute one map, and it is total. */
 TEST(any_picture_of_slots_makes_a_map)
 {
@@ -3508,6 +3535,7 @@ int main(int argc, char **argv)
     RUN(a_crowd_of_joiners_is_numbered_without_gaps);
     RUN(a_start_within_the_grace_gets_its_slot_back);
     RUN(slots_changed_by_hand_are_mended);
+    RUN(who_leaves_with_an_old_picture_of_its_slot_looks_and_leaves_at_once);
     RUN(any_picture_of_slots_makes_a_map);
     RUN(a_start_does_not_change_the_placement_and_a_command_does);
     RUN(a_placement_of_a_newer_program_is_refused_and_left_alone);
