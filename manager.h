@@ -5176,6 +5176,9 @@ typedef struct mgr__cluster {
     char        proof[96];          /* of this keeper's life, for the own key: set by whoever made the keeper; "": none */
     char        past_life[40];      /* of this very process: its end is not ours to prove */
     mgr__inquest former;            /* of our id, by another process of this boot */
+    int64_t     look_at;            /* LOOK: who has our id is waited for, on the watch; the next look is due then. 0: not waiting */
+    uint64_t    look_index;         /* what the last look showed of its key: ModifyIndex, ... */
+    bool        look_alive;         /* ... and whether it lives */
     char        old_life[40];       /* to be certified and destroyed */
     bool        old_certified, old_destroyed, certify;
     bool        unproven;           /* in-process work was lost in this life: its end is no proof */
@@ -5363,6 +5366,7 @@ static void mgr__cluster_phase(mgr__cluster *c, mgr__phase phase, int64_t now)
     c->phase = phase;
     c->phase_since = now;
     c->not_before = now;
+    c->look_at = 0;
 }
 
 /* An attempt did not work out: wait, longer each time, then go on in `phase`. */
@@ -6138,6 +6142,7 @@ static const mgr__kv *mgr__answer_last(const mgr__answer *a, mgr__str key)
 
 static bool mgr__cluster_watches(const mgr__cluster *c)
 {
+    if (c->phase == MGR__PHASE_LOOK) return c->look_at != 0;
     return (c->phase >= MGR__PHASE_SET && c->phase <= MGR__PHASE_MEMBER) || c->phase == MGR__PHASE_LEAVING;
 }
 
@@ -6395,6 +6400,29 @@ static void mgr__cluster_ask_list(mgr__cluster *c, mgr__task task, int64_t now)
     mgr__cluster_send(c, e, now);
 }
 
+/* Who has our id is waited for until `at`. Meanwhile the watch says when its key changes,
+ * and proof is looked for on this host alone: nothing is asked of Consul for it. But
+ * once a lease it is, so that a Consul that is gone is noticed. */
+static void mgr__cluster_wait_for(mgr__cluster *c, const mgr__member *holder, int64_t at, int64_t now)
+{
+    c->look_at = mgr__min64(at, now + c->config.lease_ms);
+    c->look_index = holder->modify_index;
+    c->look_alive = holder->alive;
+    c->not_before = c->former.open ? mgr__min64(c->look_at, now + mgr__inquest_pause_ms(&c->former, now)) : c->look_at;
+}
+
+/* False: it is time for another look, or worth one. */
+static bool mgr__cluster_still_waits(mgr__cluster *c, int64_t now)
+{
+    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    bool as_before = own && own->modify_index == c->look_index && own->alive == c->look_alive;
+    if (!c->look_at || now >= c->look_at || !as_before) return false;
+    if (c->former.open && mgr__picture_certified(&c->picture, own->life)) return false;
+    if (c->former.open && !mgr__cluster_inquire(c, &c->former, own, now)) return false;
+    mgr__cluster_wait_for(c, own, c->look_at, now);
+    return true;
+}
+
 /* Entering: one step after the other, until the own key stands. */
 static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
 {
@@ -6405,7 +6433,9 @@ static void mgr__cluster_enter_step(mgr__cluster *c, int64_t now)
         e = mgr__cluster_work(c, MGR__TASK_NODE, MGR__ASK_AGENT_SELF);
         mgr__cluster_send(c, e, now);
         break;
-    case MGR__PHASE_LOOK: mgr__cluster_ask_list(c, MGR__TASK_LOOK, now); break;
+    case MGR__PHASE_LOOK:
+        if (!mgr__cluster_still_waits(c, now)) mgr__cluster_ask_list(c, MGR__TASK_LOOK, now);
+        break;
     case MGR__PHASE_SET: mgr__cluster_ask_set(c, now); break;
     case MGR__PHASE_REGISTER:
         if (!c->registered) mgr__cluster_new_service_id(c);
@@ -6919,7 +6949,7 @@ static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, in
                                                  holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms,
                                                  c->former.why[0] ? "; its death is not proven: " : "", c->former.why);
         c->told_identity = true;
-        c->not_before = now + (c->former.open ? mgr__inquest_pause_ms(&c->former, now) : (int64_t)MGR__SETTER_POLL_MS);
+        mgr__cluster_wait_for(c, holder, c->phase_since + wait_ms, now);
         return;
     }
     mgr__cluster_tell(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
@@ -6950,11 +6980,16 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
 {
     mgr__cluster_see(c, a, now);
     c->watch_index = a->index;
+    c->look_at = 0;
     const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
     bool first = own && !mgr__str_is(own->life, c->former.life);
     if (own) mgr__inquest_begin(&c->former, c, own, now);
+    if (c->former.open && mgr__picture_certified(&c->picture, mgr__str_of(c->former.life))) {    /* its keeper was quicker */
+        c->former.open = false;
+        c->former.verdict = MGR__VERDICT_DEAD;
+    }
     bool inquired = own && mgr__cluster_inquire(c, &c->former, own, now);
-    if (inquired && (first || !own->alive)) { c->not_before = now + MGR__PROVE_AGAIN_MS; return; }
+    if (inquired && (first || !own->alive)) { mgr__cluster_wait_for(c, own, own->alive ? now + MGR__PROVE_AGAIN_MS : MGR__NEVER, now); return; }
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
     if (!mgr__cluster_placement_fits(c, now)) return;
     if (c->picture.member_count >= MGR_MEMBER_COUNT_MAX && !own) {
@@ -7003,7 +7038,7 @@ static void mgr__cluster_proved(mgr__cluster *c, mgr__str life, mgr__verdict ver
     if (q != &c->former) { q->open = verdict == MGR__VERDICT_LATER; return; }
     if (c->phase != MGR__PHASE_LOOK || c->want_leave || c->errands[MGR__LANE_WORK].out) return;    /* asked again with the next look */
     if (verdict == MGR__VERDICT_DEAD) { q->open = false; mgr__cluster_former_dead(c, now); }
-    else if (verdict == MGR__VERDICT_NONE) c->not_before = now;
+    else if (verdict == MGR__VERDICT_NONE) { c->look_at = 0; c->not_before = now; }
 }
 
 /* Once: the service is placed otherwise than this instance was told. */
@@ -7418,7 +7453,9 @@ static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, con
     if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) { c->watch_failures++; c->watch_not_before = now + mgr__cluster_backoff(c, c->watch_failures); }
     else c->watch_failures = 0;
     c->watch_index = a->index ? a->index : 1;
-    if (changed) mgr__cluster_see(c, a, now);
+    if (!changed) return;
+    mgr__cluster_see(c, a, now);
+    if (c->phase == MGR__PHASE_LOOK && c->look_at) c->not_before = now;     /* of the one that is waited for? */
 }
 
 /* The answer to what is out on `lane`. */

@@ -2756,6 +2756,43 @@ TEST(a_former_life_that_never_dies_is_asked_after_less_and_less)
     world_end(w);
 }
 
+/* Whether its proof is looked for on this host, or it is only waited for: Consul is asked
+ * when something has changed, and then at once. */
+TEST(a_former_life_that_is_dying_is_waited_for_on_the_watch)
+{
+    for (int here = 0; here < 2; here++) {
+        char key[80], old[40];
+        bool lives = true;
+        world *w = the_world();
+        mgr__cluster_config config = here ? config_at("this boot", &lives) : config_of("a", 2);
+        box *a = box_open_as(w, 0, "a", &config);
+        box *b = box_open(w, 1, "b", 0);
+        run(w, 2000);
+        mgr__copy_text(old, sizeof old, mgr__str_of(a->core.life));
+        box_dies(a);
+        lives = false;
+        a = box_open_as(w, 0, "a", &config);
+        a->proves = true;
+        a->verdict = MGR__VERDICT_LATER;
+        run(w, MGR__PROVE_MS / 2);
+        CHECK_INT(a->core.phase, MGR__PHASE_LOOK);
+        CHECK(times(&a->log, "prove ") >= here * 30);
+        CHECK_INT(times(&a->asked, "list"), 1 + here);
+        CHECK(times(&a->asked, "\n") <= 5);
+        mgr__cluster_drain(&b->core, true);             /* another's key changes: not worth a look */
+        box_pump(w, b);
+        run(w, 50);
+        CHECK_INT(times(&a->asked, "list"), 1 + here);
+        snprintf(key, sizeof key, "cluster/dead/%s", old);
+        put(w, key, "{}");                              /* its keeper's last words */
+        dc_session_destroy(&w->store, w->now, mgr__str_of(old));
+        run(w, 60);
+        CHECK_INT(a->core.phase, MGR__PHASE_MEMBER);
+        CHECK(!said(a, "has no proof of death"));
+        world_end(w);
+    }
+}
+
 TEST(another_instance_of_the_boot_certifies_the_dead)
 {
     bool lives = true;
@@ -3516,6 +3553,7 @@ int main(int argc, char **argv)
     RUN(a_former_life_that_is_proven_dead_is_certified_and_replaced_at_once);
     RUN(a_former_life_without_proof_is_waited_for_and_that_is_said);
     RUN(a_former_life_that_never_dies_is_asked_after_less_and_less);
+    RUN(a_former_life_that_is_dying_is_waited_for_on_the_watch);
     RUN(another_instance_of_the_boot_certifies_the_dead);
     RUN(leaving_gives_all_back_and_cleans_up);
     RUN(a_second_leave_kills_also_after_an_eviction);
