@@ -324,6 +324,8 @@
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
  *     cluster/dead/<life>     the certificate
  *     cluster/pause           by, since (ms), reason, breaker: planned moves are held
+ *     cluster/missing         hash: the set in force, which somebody found gone or cannot
+ *                             read (sets/ is not watched); who has it puts it back
  *     sets/<hash>             ["a",[0,15]]: names, and numbers as ranges
  *     owners/<partition>      state held|released, life, instance, since (ms), delay,
  *                             attempts, exit, ended, serial, fence; locked
@@ -4361,6 +4363,41 @@ static void mgr__pause_read(mgr__pause *pause, const mgr__kv *kv, mgr__buf *scra
     if (!mgr__json_end(&j)) { pause->breaker = false; pause->by = pause->reason = mgr__str_of(""); pause->since_ms = 0; }
 }
 
+/* ---- cluster/missing: somebody cannot read the set that is in force ---- */
+
+/* sets/ lies outside the watch, and nobody reads it without need: who does, and finds
+ * nothing, says so here, where all who have the set in memory see it. */
+typedef struct mgr__missing {
+    bool     exists;
+    char     hash[17];          /* "": cannot be read */
+    uint64_t modify_index;
+} mgr__missing;
+
+static void mgr__missing_write(const char *hash, mgr__buf *out)
+{
+    mgr__jw jw;
+    mgr__jw_init(&jw, out);
+    mgr__jw_object(&jw);
+    mgr__jw_key(&jw, "hash"); mgr__jw_text(&jw, hash);
+    mgr__jw_object_end(&jw);
+}
+
+static void mgr__missing_read(mgr__missing *missing, const mgr__kv *kv, mgr__buf *scratch)
+{
+    mgr__json j;
+    mgr__str key;
+    memset(missing, 0, sizeof *missing);
+    missing->exists = true;
+    missing->modify_index = kv->modify_index;
+    mgr__json_init(&j, kv->value);
+    mgr__json_object(&j);
+    while (!j.error && mgr__json_key(&j, &key)) {
+        if (mgr__str_is(key, "hash")) mgr__copy_text(missing->hash, sizeof missing->hash, mgr__json_string(&j, scratch));
+        else mgr__json_skip(&j);
+    }
+    if (!mgr__json_end(&j)) missing->hash[0] = 0;
+}
+
 /* ---- the picture: everything below cluster/, at one index ---- */
 
 typedef struct mgr__certificate { mgr__str life; uint64_t modify_index; } mgr__certificate;
@@ -4371,6 +4408,7 @@ typedef struct mgr__picture {
     uint64_t            index;
     mgr__marker         marker;
     mgr__pause          pause;
+    mgr__missing        missing;
     mgr__member        *members;        /* sorted by id */
     size_t              member_count;
     mgr__certificate   *certificates;   /* sorted by life */
@@ -4390,7 +4428,7 @@ static void mgr__picture_free(mgr__picture *picture)
     picture->wishes = NULL;
     picture->slots = NULL;
     picture->member_count = picture->certificate_count = picture->wish_count = picture->slot_count = 0;
-    picture->marker.exists = picture->pause.exists = false;
+    picture->marker.exists = picture->pause.exists = picture->missing.exists = false;
 }
 
 static int mgr__member_order(const void *a, const void *b) { return mgr__str_order(((const mgr__member *)a)->id, ((const mgr__member *)b)->id); }
@@ -4464,6 +4502,8 @@ static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr_
         mgr__marker_read(&p->marker, kv, scratch);
     } else if (mgr__key_below(kv->key, root, "cluster/pause", &rest) && rest.len == 0) {
         mgr__pause_read(&p->pause, kv, scratch, &p->arena);
+    } else if (mgr__key_below(kv->key, root, "cluster/missing", &rest) && rest.len == 0) {
+        mgr__missing_read(&p->missing, kv, scratch);
     }
 }
 
@@ -4970,7 +5010,7 @@ static void mgr__setter_old(mgr__setter *s, mgr__heap *heap, const mgr__answer *
     bool same = strcmp(s->marker.hash, s->wanted.hash) == 0;
     mgr__set_free(&s->old);
     s->old.arena.heap = heap;
-    bool read = a && a->kv_count && mgr__set_read(&s->old, heap, a->kvs[0].value);
+    bool read = a && a->kv_count && mgr__set_read(&s->old, heap, a->kvs[0].value) && strcmp(s->old.hash, s->marker.hash) == 0;
     bool placed = !s->commanded || !s->placement || s->placement == mgr__marker_placement(&s->marker);
     if (same && read && placed && s->version <= s->marker.version) mgr__setter_end(s, MGR_OK, "");
     else if (same) s->state = MGR__SETTER_WRITE;
@@ -5070,7 +5110,7 @@ typedef enum mgr__phase {
 
 typedef enum mgr__task {
     MGR__TASK_NONE, MGR__TASK_WATCH, MGR__TASK_CONFIRM, MGR__TASK_RENEW, MGR__TASK_PASS,
-    MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
+    MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_MISS_SET, MGR__TASK_RESTORE_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
     MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
     MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_PART_LOOK, MGR__TASK_WISH,
     MGR__TASK_PAUSE, MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
@@ -5213,6 +5253,13 @@ typedef struct mgr__cluster {
     mgr__set    set;
     bool        have_set;
     char        set_told[17];
+    bool        set_missed;         /* the set in force is not to be read: whoever has it is to be told */
+    uint64_t    missed_index;       /* ModifyIndex of what stands there instead; 0: nothing */
+    char        missed_told[17];
+    uint32_t    misses;             /* in a row, for the back-off */
+    int64_t     set_not_before;
+    uint64_t    missing_index;      /* of the cluster/missing that we saw last, ... */
+    int64_t     missing_not_before; /* ... and when we answer it */
     uint64_t    map_digest;
     bool        map_stale;
     uint64_t    fence_floor;        /* no fence at or below it is given out again */
@@ -5265,6 +5312,7 @@ enum {
     MGR__SETTLES_MAX = 4,           /* a joiner waits so many times its settle_ms for younger ones */
     MGR__BACKOFF_MIN_MS = 250, MGR__BACKOFF_MAX_MS = 8000,
     MGR__SWEEP_MS = 600000,
+    MGR__RESTORE_SET_MS = 2000,     /* a set is put back by the first member; after so long, with jitter, by any */
     MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
@@ -5903,6 +5951,29 @@ static void mgr__cluster_note_delays(mgr__cluster *c)
     if (marker->exists && marker->hash[0]) c->marker_seen = *marker;
 }
 
+static bool mgr__cluster_first(const mgr__cluster *c)
+{
+    for (size_t i = 0; i < c->picture.member_count; i++)
+        if (c->picture.members[i].alive) return mgr__str_eq(c->picture.members[i].id, c->config.instance_id);
+    return false;
+}
+
+static bool mgr__cluster_set_is_old(const mgr__cluster *c)
+{
+    return c->have_picture && c->picture.marker.exists && c->picture.marker.hash[0] &&
+           (!c->have_set || strcmp(c->set.hash, c->picture.marker.hash) != 0);
+}
+
+/* One member answers, at once; the others only if it does not. Who waits for the set reads again. */
+static void mgr__cluster_note_missing(mgr__cluster *c, uint64_t before, int64_t now)
+{
+    uint64_t index = c->picture.missing.modify_index;
+    if (before && !index && mgr__cluster_set_is_old(c)) c->set_not_before = now;
+    if (!index || index == c->missing_index) return;
+    c->missing_index = index;
+    c->missing_not_before = mgr__cluster_first(c) ? now : now + MGR__RESTORE_SET_MS + mgr__rng_below(&c->rng, MGR__RESTORE_SET_MS);
+}
+
 static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     mgr__picture fresh;
@@ -5916,9 +5987,11 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     mgr__cluster_compare_pause(c, &fresh.pause);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
         mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
+    uint64_t missing_before = c->picture.missing.modify_index;
     mgr__picture_free(&c->picture);
     c->picture = fresh;
     c->have_picture = true;
+    mgr__cluster_note_missing(c, missing_before, now);
     mgr__cluster_note_stillness(c, now);
     mgr__cluster_note_delays(c);
     if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
@@ -5928,12 +6001,6 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     mgr__cluster_trip(c, now);
     mgr__cluster_wake_parts(c);
     mgr__cluster_note_burials(c, now);
-}
-
-static bool mgr__cluster_set_is_old(const mgr__cluster *c)
-{
-    return c->have_picture && c->picture.marker.exists && c->picture.marker.hash[0] &&
-           (!c->have_set || strcmp(c->set.hash, c->picture.marker.hash) != 0);
 }
 
 /* ---- the core: may this partition be taken? (invariant 1) ---- */
@@ -6295,6 +6362,31 @@ static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
     if (c->phase == MGR__PHASE_SET) mgr__cluster_left(c, c->setter.result, now);
 }
 
+static mgr__str mgr__cluster_set_key(mgr__cluster *c, mgr__request *r, const char *hash)
+{
+    return mgr__key_make(&r->arena, &c->root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(hash)));
+}
+
+/* [check the marker, check that the set is missing still, put cluster/missing], once: it
+ * lands while it is true, or not at all. */
+static void mgr__cluster_miss_set(mgr__cluster *c, int64_t now)
+{
+    c->set_missed = false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_MISS_SET, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    mgr__buf value;
+    mgr__cluster_check_marker(c, r);
+    mgr__str set_key = mgr__cluster_set_key(c, r, c->picture.marker.hash);
+    if (c->missed_index) mgr__request_check_index(r, set_key, c->missed_index);
+    else mgr__request_op(r, MGR__CHECK_ABSENT, set_key);
+    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, &c->root, "cluster/missing", mgr__nobody()));
+    op->index = c->picture.missing.modify_index;    /* 0: there is none */
+    mgr__buf_init(&value, c->heap, 4096);
+    mgr__missing_write(c->picture.marker.hash, &value);
+    op->value = mgr__request_keep(r, &value);
+    mgr__cluster_send(c, e, now);
+}
+
 static bool mgr__cluster_ask_set(mgr__cluster *c, int64_t now)
 {
     if (mgr__setter_busy(&c->setter)) {
@@ -6306,9 +6398,10 @@ static bool mgr__cluster_ask_set(mgr__cluster *c, int64_t now)
         mgr__cluster_send(c, e, now);
         return true;
     }
-    if (!mgr__cluster_set_is_old(c)) return false;
+    if (!mgr__cluster_set_is_old(c) || now < c->set_not_before) return false;
+    if (c->set_missed) { mgr__cluster_miss_set(c, now); return true; }
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_READ_SET, MGR__ASK_TXN);
-    mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "sets/", mgr__arena_str(&e->request.arena, mgr__str_of(c->picture.marker.hash))));
+    mgr__request_op(&e->request, MGR__GET, mgr__cluster_set_key(c, &e->request, c->picture.marker.hash));
     mgr__cluster_send(c, e, now);
     return true;
 }
@@ -6697,13 +6790,6 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
     return false;
 }
 
-static bool mgr__cluster_first(const mgr__cluster *c)
-{
-    for (size_t i = 0; i < c->picture.member_count; i++)
-        if (c->picture.members[i].alive) return mgr__str_eq(c->picture.members[i].id, c->config.instance_id);
-    return false;
-}
-
 /* A slot's key that gives nobody a slot: its owner's key was deleted by hand, or it has
  * another one. Owners see to theirs, the first live member to the others'. */
 static const mgr__slot_key *mgr__cluster_stray_slot(const mgr__cluster *c)
@@ -6767,17 +6853,37 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
     return true;
 }
 
-/* Where the marker was deleted, the set it names may be gone as well (the whole store
- * was wiped): without it nobody else could read what is to be shared out. */
-static void mgr__cluster_restore_set(mgr__cluster *c, mgr__errand *e)
+/* The set we have, under its name. It never changes there, so that it may land at any time. */
+static void mgr__cluster_put_set(mgr__cluster *c, mgr__request *r)
 {
-    mgr__request *r = &e->request;
     mgr__buf text;
-    if (strcmp(c->set.hash, c->marker_seen.hash) != 0) return;
     mgr__buf_init(&text, c->heap, MGR__SET_BYTES_MAX);
     mgr__set_write(&c->set, c->heap, &text);
-    mgr__op *op = mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(c->set.hash))));
+    mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_set_key(c, r, c->set.hash));
     op->value = mgr__request_keep(r, &text);
+}
+
+static bool mgr__cluster_has_missing(const mgr__cluster *c) { return c->have_set && strcmp(c->set.hash, c->picture.missing.hash) == 0; }
+
+/* Is cluster/missing ours to answer: have we the set, or does it name one that is not in force? */
+static bool mgr__cluster_answers_missing(const mgr__cluster *c)
+{
+    if (!c->picture.missing.exists || !mgr__marker_stands(&c->picture.marker)) return false;
+    return mgr__cluster_has_missing(c) || strcmp(c->picture.missing.hash, c->picture.marker.hash) != 0;
+}
+
+/* The set goes back, and cluster/missing with it, if that stands still. */
+static bool mgr__cluster_ask_restore(mgr__cluster *c, int64_t now)
+{
+    const mgr__missing *missing = &c->picture.missing;
+    if (!mgr__cluster_answers_missing(c) || now < c->missing_not_before) return false;
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_RESTORE_SET, MGR__ASK_TXN);
+    mgr__op *op = mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/missing", mgr__nobody()));
+    op->index = missing->modify_index;
+    if (mgr__cluster_has_missing(c)) mgr__cluster_put_set(c, &e->request);
+    c->missing_not_before = now + mgr__cluster_jitter(c, MGR__RESTORE_SET_MS);     /* until the picture shows it */
+    mgr__cluster_send(c, e, now);
+    return true;
 }
 
 /* Fences must grow although the index went down, and a longer delay must stand
@@ -6800,7 +6906,8 @@ static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
     mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));
     op->index = c->picture.marker.modify_index;     /* 0: there is none */
     op->value = mgr__request_keep(&e->request, &value);
-    if (restore) mgr__cluster_restore_set(c, e);
+    /* The set it names may be gone as well (the whole store was wiped). */
+    if (restore && strcmp(c->set.hash, c->marker_seen.hash) == 0) mgr__cluster_put_set(c, &e->request);
     mgr__cluster_send(c, e, now);
     return true;
 }
@@ -6814,6 +6921,7 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
     if (mgr__cluster_ask_read(c, now)) return;
     if (c->phase != MGR__PHASE_MEMBER) return;
     if (mgr__cluster_ask_marker(c, now)) return;
+    if (mgr__cluster_ask_restore(c, now)) return;
     if (mgr__cluster_ask_missing(c, now)) return;
     if (mgr__cluster_ask_slot(c, now)) return;
     if (mgr__cluster_ask_lock(c, now)) return;
@@ -7106,7 +7214,7 @@ static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const 
         break;
     case MGR__TASK_JOIN: mgr__cluster_joined(c, e, a, now); break;
     case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
-    case MGR__TASK_READ_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
+    case MGR__TASK_READ_SET: case MGR__TASK_MISS_SET: case MGR__TASK_RESTORE_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
     case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_PART_LOOK: case MGR__TASK_WISH:
     case MGR__TASK_PAUSE: case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
         break;
@@ -7139,16 +7247,56 @@ static void mgr__cluster_set_answer(mgr__cluster *c, const mgr__answer *a, int64
     if (!mgr__setter_busy(&c->setter)) mgr__cluster_set_done(c, now);
 }
 
-static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+static void mgr__cluster_set_later(mgr__cluster *c, int64_t now)
+{
+    c->misses++;
+    c->set_not_before = now + mgr__cluster_backoff(c, c->misses);
+}
+
+/* Its key was deleted or overwritten by hand. We say so at once, and read it again later. */
+static void mgr__cluster_set_unreadable(mgr__cluster *c, const mgr__kv *kv, int64_t now)
+{
+    bool said = c->picture.missing.exists && strcmp(c->picture.missing.hash, c->picture.marker.hash) == 0;
+    c->set_missed = !said;
+    c->missed_index = kv ? kv->modify_index : 0;
+    if (said) mgr__cluster_set_later(c, now);
+    if (strcmp(c->missed_told, c->picture.marker.hash) == 0) return;
+    mgr__copy_text(c->missed_told, sizeof c->missed_told, mgr__str_of(c->picture.marker.hash));
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s %s: whoever runs with it is asked to put it back; `manager partitions` puts another in force",
+                      c->picture.marker.hash, kv ? "cannot be read" : "is gone");
+}
+
+static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     mgr__set fresh;
-    if (a->outcome != MGR__OUTCOME_OK) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
-    if (!a->kv_count || !mgr__set_read(&fresh, c->heap, a->kvs[0].value)) {
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s cannot be read: put one in force with `manager partitions`", c->picture.marker.hash);
-        c->not_before = now + MGR__BACKOFF_MAX_MS;
+    mgr__str asked;
+    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
+    if (!mgr__key_below(e->request.ops[0].key, &c->root, "sets/", &asked) || !mgr__str_is(asked, c->picture.marker.hash)) return;     /* another is in force by now */
+    const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK && a->kv_count ? &a->kvs[0] : NULL;
+    bool read = kv && mgr__set_read(&fresh, c->heap, kv->value);
+    if (read && mgr__str_is(asked, fresh.hash)) {
+        c->misses = 0;
+        c->missed_told[0] = 0;
+        mgr__cluster_take_set(c, &fresh);
         return;
     }
-    mgr__cluster_take_set(c, &fresh);
+    if (read) mgr__set_free(&fresh);
+    mgr__cluster_set_unreadable(c, kv, now);
+}
+
+/* Whatever came of it: the picture shows it, and the set is read again later. */
+static void mgr__cluster_miss_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
+{
+    mgr__cluster_set_later(c, now);
+    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "write cluster/missing", now);
+}
+
+static void mgr__cluster_restore_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
+{
+    bool put = e->request.op_count > 1;
+    if (a->outcome == MGR__OUTCOME_OK && put)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s was deleted or overwritten by hand: it is put back", c->set.hash);
+    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "put the partition set back", now);
 }
 
 /* Nothing is known of our own key after a lost answer; a conflict says it is not as we left it. */
@@ -7390,7 +7538,9 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         mgr__cluster_entering_answer(c, e, a, now); break;
     case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: mgr__cluster_clean_answer(c, e, a, now); break;
     case MGR__TASK_SETTER: mgr__cluster_set_answer(c, a, now); break;
-    case MGR__TASK_READ_SET: mgr__cluster_read_set_answer(c, a, now); break;
+    case MGR__TASK_READ_SET: mgr__cluster_read_set_answer(c, e, a, now); break;
+    case MGR__TASK_MISS_SET: mgr__cluster_miss_answer(c, a, now); break;
+    case MGR__TASK_RESTORE_SET: mgr__cluster_restore_answer(c, e, a, now); break;
     case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: if (c->life[0]) mgr__cluster_own_answer(c, e, a, now); break;
     case MGR__TASK_READ: mgr__cluster_read_answer(c, e, a, now); break;
     case MGR__TASK_MISSING: mgr__cluster_missing_answer(c, e, a, now); break;
@@ -7690,6 +7840,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (!c->errands[MGR__LANE_WORK].out) {
         if (now < c->not_before) at = c->not_before;
         if (mgr__setter_busy(&c->setter) && c->setter.not_before > now) at = mgr__min64(at, c->setter.not_before);
+        if (c->set_not_before > now && mgr__cluster_set_is_old(c)) at = mgr__min64(at, c->set_not_before);
     }
     if (!c->errands[MGR__LANE_WATCH].out && c->watch_not_before > now) at = mgr__min64(at, c->watch_not_before);
     if (c->want_leave) at = mgr__min64(at, now + 250);
@@ -7702,6 +7853,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     at = mgr__min64(at, mgr__max64(now, c->next_audit));
     bool idle = !c->errands[MGR__LANE_WORK].out && now >= c->not_before;    /* else the lane's next free moment comes by itself */
     if (c->marker_not_before > now) at = mgr__min64(at, c->marker_not_before);
+    if (idle && mgr__cluster_answers_missing(c)) at = mgr__min64(at, mgr__max64(now, c->missing_not_before));
     if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
     if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
     if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), mgr__cluster_breaker_end(c)));

@@ -245,6 +245,8 @@ mutant P6 moves_in_a_pause              sim 'bool held = mgr__cluster_held(c, no
 mutant P2 pause_holds_failures          sim 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && mgr__marker_known(&c->picture.marker);' 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && !c->picture.pause.exists;'
 mutant P2 endless_breaker               sim 'return c->picture.pause.exists && c->picture.pause.breaker && now >= mgr__cluster_breaker_end(c);' 'return now < 0;'
 mutant P2 breaker_of_a_crash_loop       test_cluster:crashes_over 'return mgr__min64(c->still_since + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));' 'return c->still_since + mgr__cluster_still_ms(c);'
+mutant P2 missing_set_stays_missing    sim 'if (mgr__cluster_ask_restore(c, now)) return;' ''
+mutant P2 any_set_under_the_name        test_cluster:who_needs_it 'if (read && mgr__str_is(asked, fresh.hash)) {' 'if (read) {'
 mutant P5 slot_unconditioned           sim 'mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));' 'mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_slot_key(c, r, number));'
 mutant P5 slot_unclaimed               sim 'bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);' 'bool claims = false;'
 mutant P5 slot_left_behind             test_cluster:slot 'if (m && m->slot == slot->number && m->slot_index) continue;' 'continue;'

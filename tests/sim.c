@@ -11,10 +11,11 @@
  * (invariant 2), also in a pause, in which nobody gives away what he could keep; and
  * after it, each where the map wants it. In a third of the runs the service is placed
  * by slots: then no two members ever have one slot's key, and in the end each has one
- * and the numbers that nobody has are free again. Everything an instance has besides
- * its core is modelled here:
- * a keeper with the lease word, work that takes its time to end, a clock that
- * drifts by up to 1 in 1,000, requests that get lost, land late or land twice. */
+ * and the numbers that nobody has are free again. In another third the partition set is
+ * deleted or overwritten, and all but one instance start without: in the end all have it.
+ * Everything an instance has besides its core is modelled here: a keeper with the lease
+ * word, work that takes its time to end, a clock that drifts by up to 1 in 1,000,
+ * requests that get lost, land late or land twice. */
 #define MANAGER_IMPLEMENTATION
 #include "manager.h"
 #include "../examples/devconsul.h"
@@ -88,6 +89,7 @@ typedef struct sim {
     uint32_t     lose_per_mille, late_per_mille, slow_ms, slow_per_mille, watch_lag_ms;
     uint64_t     starts, crashes, handovers, pauses;
     uint32_t     every_pause, breaker_percent;
+    uint32_t     every_set_loss;        /* some runs: the set's key is deleted, and only the first instance brings one */
     int64_t      paused_since;          /* the key cluster/pause stands, without a break; 0: it does not */
     const char  *bad;
     char         bad_text[300];
@@ -480,7 +482,7 @@ static void sim_boot(sim *s, int index)
     config.service_id = config.service_name = mgr__str_of("svc");
     config.instance_id = mgr__str_of(in->id);
     config.kv_prefix = mgr__str_of("manager");
-    config.partitions = s->part_list;
+    config.partitions = s->every_set_loss && index ? NULL : s->part_list;
     config.partition_count = (size_t)s->part_count;
     config.weight = 1;
     config.lease_ms = SIM_LEASE_MS;
@@ -634,6 +636,23 @@ static void sim_delete_key(sim *s)
     sim_say(s, "someone deletes %s", key);
 }
 
+static void sim_lose_set(sim *s)
+{
+    mgr__op op;
+    mgr__kv sets[1], kv[4];
+    uint32_t failed[MGR__TXN_OPS_MAX];
+    size_t count = 4, failed_count;
+    if (dc_list(&s->store, mgr__str_of("manager/svc/sets/"), sets, 1) < 1) return;
+    memset(&op, 0, sizeof op);
+    op.verb = s->now & 1024 ? MGR__SET : MGR__DELETE_CAS;
+    op.key = sets[0].key;
+    op.index = sets[0].modify_index;
+    op.value = mgr__str_of(op.verb == MGR__SET ? "[\"0\"]" : "");
+    op.session = mgr__str_of("");
+    dc_txn(&s->store, s->now, &op, 1, kv, &count, failed, &failed_count);
+    sim_say(s, "someone %s the set", op.verb == MGR__SET ? "overwrites" : "deletes");
+}
+
 /* One instance at a time leaves or loses its manager; the first one stays. */
 static void sim_disturb(sim *s)
 {
@@ -657,6 +676,7 @@ static void sim_make_faults(sim *s)
 {
     if (s->in[0].core_alive && !s->in[0].frozen && sim_due(s, s->every_pause)) sim_pause(s, &s->in[0], !sim_paused(s));
     if (s->calm) { sim_disturb(s); return; }
+    if (sim_due(s, s->every_set_loss)) sim_lose_set(s);
 
     int i = (int)sim_below(s, (uint32_t)s->instance_count);
     sim_instance *in = &s->in[i];
@@ -748,6 +768,8 @@ static void sim_judge(sim *s)
         for (int i = 0; i < s->instance_count; i++) owners += s->in[i].work[p].alive;
         if (owners != 1) sim_fail(s, owners ? "two owners at the end" : "no owner after healing", "", s->part_names[p]);
     }
+    for (int i = 0; i < s->instance_count; i++)
+        if (s->in[i].core_alive && mgr__cluster_set_is_old(&s->in[i].core)) sim_fail(s, "without the partition set at the end", s->in[i].id, "");
     if (s->slots) sim_judge_slots(s);
 }
 
@@ -788,6 +810,7 @@ static void sim_setup(sim *s, uint64_t seed)
     s->slots = mgr__rng_below(&more, 3) == 0;
     s->grace_ms = s->slots && !s->calm && mgr__rng_below(&more, 3) == 0 ? 6000 : 0;
     bool at_once = s->slots && mgr__rng_below(&more, 2) == 0;
+    s->every_set_loss = !s->calm && mgr__rng_below(&more, 3) == 0 ? 4000 + mgr__rng_below(&more, 10000) : 0;
     for (int i = 0; i < s->instance_count; i++) {
         sim_instance *in = &s->in[i];
         snprintf(in->id, sizeof in->id, "i%d", i);

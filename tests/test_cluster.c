@@ -2953,6 +2953,97 @@ TEST(a_set_changed_on_command_is_followed)
     world_end(w);
 }
 
+/* sets/<hash> is deleted or overwritten by hand while others run with it. */
+TEST(a_set_that_is_gone_is_put_back_for_who_needs_it)
+{
+    static const char *const instead[] = { NULL, "[\"0\",", "[[3,4]]" };
+    for (size_t i = 0; i < MGR__COUNT(instead); i++) {
+        char key[40];
+        world *w = the_world();
+        box *a = box_open(w, 0, "a", 4), *b = box_open(w, 1, "b", 4);
+        run(w, 2000);
+        snprintf(key, sizeof key, "sets/%s", a->core.set.hash);
+        mgr__buf text;
+        mgr__buf_init(&text, &w->heap, 4096);
+        mgr__buf_str(&text, look(w, key).value);
+        if (instead[i]) put(w, key, instead[i]);
+        else remove_key(w, key);
+        forget(a);
+        forget(b);
+        run(w, 3 * LEASE_MS);
+        CHECK(!asked(a, "sets/") && !asked(b, "sets/"));        /* nobody looks without need */
+        if (i == 2) a->blocked[MGR__LANE_WORK] = true;          /* the first does not answer: another does */
+        box *c = box_open(w, 2, "c", 0);
+        run(w, i == 2 ? 2 * MGR__RESTORE_SET_MS + 500 : 500);
+        CHECK_INT(c->core.phase, MGR__PHASE_MEMBER);
+        CHECK(said(c, instead[i] ? " cannot be read: whoever runs with it" : " is gone: whoever runs with it"));
+        CHECK(said(i == 2 ? b : a, "was deleted or overwritten by hand: it is put back"));
+        CHECK(times(&a->asked, "set sets/") + times(&b->asked, "set sets/") == 1 + (i == 2));
+        CHECK(times(&c->asked, "get sets/") <= (i == 2 ? 8 : 2) && times(&c->asked, "cas cluster/missing") == 1);
+        CHECK(mgr__str_is(look(w, key).value, mgr__buf_cstr(&text)) && !look(w, "cluster/missing").modify_index);
+        mgr__buf_free(&text);
+        world_end(w);
+    }
+}
+
+TEST(a_set_that_nobody_has_is_asked_for_less_and_less)
+{
+    char key[40];
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4);
+    run(w, 1000);
+    snprintf(key, sizeof key, "sets/%s", a->core.set.hash);
+    mgr__cluster_leave(&a->core);
+    box_pump(w, a);
+    run(w, 1000);
+    remove_key(w, key);
+    box *b = box_open(w, 1, "b", 0);
+    run(w, 60000);
+    CHECK(b->core.phase == MGR__PHASE_SET && look(w, "cluster/missing").modify_index);
+    CHECK(times(&b->asked, "get sets/") < 20 && times(&b->asked, "cas cluster/missing") == 1 && times(&b->log, "is gone") == 1);
+    a = box_open(w, 0, "a", 4);                 /* starts with it, and so writes it anew */
+    run(w, 1000 + 2 * MGR__RESTORE_SET_MS);
+    CHECK(works_count(a) == 2 && works_count(b) == 2);
+    CHECK(!look(w, "cluster/missing").modify_index);
+    world_end(w);
+}
+
+TEST(a_missing_set_that_is_not_in_force_is_nobodys_business)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4), *b = box_open(w, 1, "b", 4);
+    run(w, 2000);
+    for (int i = 0; i < 2; i++) {
+        forget(a);
+        put(w, "cluster/missing", i ? "what" : "{\"hash\":\"0123456789abcdef\"}");
+        run(w, 500);
+        CHECK(!look(w, "cluster/missing").modify_index && !asked(b, "cluster/missing") && !asked(a, "set sets/"));
+    }
+    world_end(w);
+}
+
+/* What was found missing is said of what is missing still: not when it lands late. */
+TEST(a_late_word_of_a_missing_set_lands_on_nothing)
+{
+    char key[40];
+    mgr__request late;
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4);
+    run(w, 1000);
+    snprintf(key, sizeof key, "sets/%s", a->core.set.hash);
+    remove_key(w, key);
+    box *b = box_open(w, 1, "b", 0);
+    mgr__errand *e = hold(w, b, MGR__TASK_MISS_SET);
+    copy_request(w, &late, &e->request);
+    lose_answer(w, b);
+    run(w, 2000);
+    CHECK(b->core.phase == MGR__PHASE_MEMBER);
+    land_late(w, &late);
+    CHECK(!look(w, "cluster/missing").modify_index);
+    mgr__arena_free(&late.arena);
+    world_end(w);
+}
+
 TEST(without_partitions_an_instance_waits_for_a_set)
 {
     world *w = the_world();
@@ -3560,6 +3651,10 @@ int main(int argc, char **argv)
     RUN(a_life_that_is_not_proven_ended_is_not_certified);
     RUN(a_lock_in_doubt_is_certified_only_with_proof);
     RUN(a_set_changed_on_command_is_followed);
+    RUN(a_set_that_is_gone_is_put_back_for_who_needs_it);
+    RUN(a_set_that_nobody_has_is_asked_for_less_and_less);
+    RUN(a_missing_set_that_is_not_in_force_is_nobodys_business);
+    RUN(a_late_word_of_a_missing_set_lands_on_nothing);
     RUN(without_partitions_an_instance_waits_for_a_set);
     RUN(fences_grow_although_the_index_went_down);
     RUN(what_is_held_is_confirmed_at_once_when_the_index_went_down);
