@@ -100,7 +100,7 @@
  * Two policies; both spread evenly to within one partition, and every instance
  * computes the same map. [rush] has their specification, bench_rush the figures.
  *
- *     rush    by weight. An instance that comes or goes moves 1.0 to 5 times the least
+ *     rush    by weight. An instance that comes or goes moves 1.0 to 6 times the least
  *             possible; one partition more or less moves a few others. The default.
  *     slots   instances are numbered, each takes the lowest number that is free, and all
  *             weigh the same. One that comes moves exactly what it must; one or several
@@ -2429,6 +2429,12 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   2. One group: all other partitions (n), all instances with weight.
  *      Seats T_i = quota(n + sum H) - H_i; an instance that holds more than its
  *      quota has no seat, and the quota is taken again among the others.
+ *      Where weights are equal and n + sum H is less than the instances, every
+ *      quota is 1: there are more seats than partitions, and the keys decide who
+ *      stays without. As many seats as partitions would be just as even, but then
+ *      whoever is put out must go on until it finds the one seat that is new, and a
+ *      change moves two to five times as much. At one partition for each instance
+ *      both come to the same.
  *   3. The stable matching: no partition x and instance i, not excluded, exist
  *      such that x would rather have i (smaller key, then earlier i) and i has
  *      a seat free or holds a partition behind x (larger key, then later x).
@@ -2446,6 +2452,7 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   E(deadbeef) = 50536809573, E(ffffffff) = 2^39
  *   quota(7), weights 3 2 1: 4 2 1
  *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a a b a b g
+ *   map of "0", "1" to the three: a g
  *
  * By slots. Instances are numbered from 1, each number is one instance's, new ones
  * take the lowest free number, and an instance without weight counts as an empty
@@ -2774,7 +2781,7 @@ static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members,
     rush->used = 0;
     rush->lanes.count = lanes;
     rush->hash = mgr__rush_carve64(rush, partitions);
-    rush->held = mgr__rush_carve64(rush, partitions);
+    rush->held = mgr__rush_carve64(rush, partitions > members ? partitions : members);     /* as many as seats */
     rush->part_at = mgr__rush_carve32(rush, partitions);
     rush->owner = mgr__rush_carve32(rush, partitions);
     rush->part_group = mgr__rush_carve32(rush, partitions);
@@ -3039,6 +3046,7 @@ static size_t mgr__rush_quota(mgr__rush *rush, size_t open_count, uint64_t sum, 
         rush->sorted[n] = (weights - 1 - product % weights) << 16 | i;
     }
     mgr__rush_sort64(rush->sorted, open_count);
+    if (rush->equal && !rush->in->slots && sum < open_count) left = open_count;
     for (size_t n = 0; n < left; n++) rush->via[rush->sorted[n] & 0xffffu]++;
     size_t closed = 0;
     for (size_t n = 0; n < open_count; n++) {
