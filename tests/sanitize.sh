@@ -33,6 +33,9 @@ under() {
     tail -n 1 "$at/result" | grep -q ' passed, ' || echo "0 passed, 1 failed, 0 skipped" | tee -a "$at/result"
 }
 
+# Watched, the largest maps would take minutes.
+export RUSH_PARTS_MAX=1024
+
 # Leaks count; a test that forks leaves the copies to its child, so only the
 # parent's end is asked.
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
