@@ -4,7 +4,8 @@
 # A program prints "ok", "FAIL" or "skip" lines, and ends with
 # "N passed, N failed, N skipped"; one that ends without that line (a crash, a
 # time-out) counts as failed. JOBS run at a time: those named e2e_* after all
-# others, for they measure times and mostly wait.
+# others, for they measure times and mostly wait; before them those named bench_*,
+# with --quick, one at a time.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${TEST_OUT:-build/out}
@@ -16,11 +17,12 @@ export out
 # One program: its output to a file, a line here when it is over.
 cat >"$out/one.sh" <<'ONE'
 name=$(basename "$1"); log=$out/$name.log
+case $name in bench_*) set -- "$1" --quick ;; esac
 start=$(date +%s)
 case $name in e2e_*) seconds=240 ;; *) seconds=${TEST_TIMEOUT:-200} ;; esac
 limit=
 command -v timeout >/dev/null 2>&1 && limit="timeout -k 10 $seconds"
-$limit "$1" >"$log" 2>&1 </dev/null
+$limit "$@" >"$log" 2>&1 </dev/null
 code=$?
 last=$(tail -n 1 "$log")
 case $last in
@@ -28,19 +30,21 @@ case $last in
 *) printf '\nFAIL %s: ended with status %s and without a result\n0 passed, 1 failed, 0 skipped\n' "$name" $code >>"$log"
    last=$(tail -n 1 "$log") ;;
 esac
-printf '%-18s %s (%s s)\n' "$name" "$last" $(($(date +%s) - start))
+printf '%-18s %s (%s s)\n' "$name${2:+ $2}" "$last" $(($(date +%s) - start))
 ONE
 
-first= then=
+first= alone= then=
 for program in "$@"; do
     case $(basename "$program") in
     e2e_*) then="$then $program" ;;
+    bench_*) alone="$alone $program" ;;
     *) first="$first $program" ;;
     esac
 done
 run() { [ $# -eq 0 ] || printf '%s\n' "$@" | xargs -P "${JOBS:-2}" -n 1 sh "$out/one.sh"; }
 # Unquoted on purpose: lists of paths without blanks.
 run $first
+(JOBS=1 && run $alone)
 run $then
 
 echo
