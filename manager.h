@@ -5410,11 +5410,25 @@ static mgr__part *mgr__cluster_part(const mgr__cluster *c, mgr__str name)
 
 static uint32_t mgr__cluster_jitter(mgr__cluster *c, uint32_t ms) { return ms / 2 + mgr__rng_below(&c->rng, ms / 2 + 1); }
 
+/* Rounds come often enough for the lease and for the session's TTL. */
+static int64_t mgr__cluster_round_ms(const mgr__cluster *c)
+{
+    return mgr__min64(c->config.lease_ms, c->config.session_ttl_ms) / MGR__CONFIRMS_PER_LEASE;
+}
+
+/* Twice as long each time, up to `most`. */
+static uint32_t mgr__cluster_pause_for(mgr__cluster *c, uint32_t times, int64_t most)
+{
+    int64_t ms = MGR__BACKOFF_MIN_MS;
+    for (uint32_t i = 1; i < times && ms < most; i++) ms *= 2;
+    return mgr__cluster_jitter(c, (uint32_t)mgr__min64(ms, most));
+}
+
+/* While Consul fails: never longer than from one confirmation to the next, so that its
+ * return is soon noticed, and an outage costs it no more requests than a good day. */
 static uint32_t mgr__cluster_backoff(mgr__cluster *c, uint32_t failures)
 {
-    uint32_t ms = MGR__BACKOFF_MIN_MS;
-    for (uint32_t i = 1; i < failures && ms < MGR__BACKOFF_MAX_MS; i++) ms *= 2;
-    return mgr__cluster_jitter(c, (uint32_t)mgr__min64(ms, MGR__BACKOFF_MAX_MS));
+    return mgr__cluster_pause_for(c, failures, mgr__min64(MGR__BACKOFF_MAX_MS, mgr__max64(MGR__BACKOFF_MIN_MS, mgr__cluster_round_ms(c))));
 }
 
 static void mgr__cluster_phase(mgr__cluster *c, mgr__phase phase, int64_t now)
@@ -6270,12 +6284,6 @@ static void mgr__cluster_lease_lane(mgr__cluster *c, int64_t now)
     mgr__cluster_send(c, e, now);
 }
 
-/* Rounds come often enough for the lease and for the session's TTL. */
-static int64_t mgr__cluster_round_ms(const mgr__cluster *c)
-{
-    return mgr__min64(c->config.lease_ms, c->config.session_ttl_ms) / MGR__CONFIRMS_PER_LEASE;
-}
-
 static void mgr__cluster_round_done(mgr__cluster *c)
 {
     c->round_open = false;
@@ -6406,7 +6414,13 @@ static bool mgr__cluster_ask_set(mgr__cluster *c, int64_t now)
         mgr__cluster_send(c, e, now);
         return true;
     }
-    if (!mgr__cluster_set_is_old(c) || now < c->set_not_before) return false;
+    if (!mgr__cluster_set_is_old(c)) return false;
+    if (c->setter.wanted.count && strcmp(c->setter.wanted.hash, c->picture.marker.hash) == 0) {    /* we brought it, and need not read it */
+        c->set_missed = false;
+        mgr__cluster_take_set(c, &c->setter.wanted);
+        return false;
+    }
+    if (now < c->set_not_before) return false;
     if (c->set_missed) { mgr__cluster_miss_set(c, now); return true; }
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_READ_SET, MGR__ASK_TXN);
     mgr__request_op(&e->request, MGR__GET, mgr__cluster_set_key(c, &e->request, c->picture.marker.hash));
@@ -7258,7 +7272,7 @@ static void mgr__cluster_set_answer(mgr__cluster *c, const mgr__answer *a, int64
 static void mgr__cluster_set_later(mgr__cluster *c, int64_t now)
 {
     c->misses++;
-    c->set_not_before = now + mgr__cluster_backoff(c, c->misses);
+    c->set_not_before = now + mgr__cluster_pause_for(c, c->misses, MGR__BACKOFF_MAX_MS);
 }
 
 /* Its key was deleted or overwritten by hand. We say so at once, and read it again later. */
@@ -7608,7 +7622,7 @@ static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, con
     }
     bool changed = a->index != c->watch_index || !c->have_picture;
     /* Held queries that come back at once with nothing new (a proxy?) must not make us spin. */
-    if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) { c->watch_failures++; c->watch_not_before = now + mgr__cluster_backoff(c, c->watch_failures); }
+    if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) c->watch_not_before = now + mgr__cluster_pause_for(c, ++c->watch_failures, MGR__BACKOFF_MAX_MS);
     else c->watch_failures = 0;
     c->watch_index = a->index ? a->index : 1;
     if (!changed) return;

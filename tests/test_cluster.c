@@ -1998,6 +1998,20 @@ TEST(an_old_life_s_renewal_does_not_end_the_new_one)
     world_end(w);
 }
 
+/* What ends an outage is noticed within a confirmation's time, however long it was. */
+TEST(consul_is_tried_again_as_often_as_it_is_confirmed)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 2000);
+    for (uint32_t failures = 1; failures < 40; failures++) {
+        int64_t ms = mgr__cluster_backoff(&a->core, failures);
+        CHECK(ms >= MGR__BACKOFF_MIN_MS / 2 && ms <= mgr__max64(MGR__BACKOFF_MIN_MS, mgr__cluster_round_ms(&a->core)));
+        CHECK(failures < 8 || ms >= mgr__cluster_round_ms(&a->core) / 2);
+    }
+    world_end(w);
+}
+
 /* A proxy that does not hold queries, say. */
 TEST(watches_that_come_back_at_once_with_nothing_new_back_off)
 {
@@ -2986,6 +3000,20 @@ TEST(a_set_that_is_gone_is_put_back_for_who_needs_it)
     }
 }
 
+/* Overwritten before it was looked at: who brought it has it all the same. */
+TEST(who_brings_the_set_does_not_read_it)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4);
+    run(w, 1000);
+    CHECK(a->core.have_set && works_count(a) == 4);
+    CHECK_INT(times(&a->asked, "get sets/"), 0);
+    box *b = box_open(w, 1, "b", 0);
+    run(w, 1000);
+    CHECK_INT(times(&b->asked, "get sets/"), 1);
+    world_end(w);
+}
+
 TEST(a_set_that_nobody_has_is_asked_for_less_and_less)
 {
     char key[40];
@@ -3613,6 +3641,7 @@ int main(int argc, char **argv)
     RUN(a_set_may_be_commanded_while_another_is_put_in_force);
     RUN(a_refused_wish_is_dropped_and_the_others_keep_their_order);
     RUN(an_old_life_s_renewal_does_not_end_the_new_one);
+    RUN(consul_is_tried_again_as_often_as_it_is_confirmed);
     RUN(watches_that_come_back_at_once_with_nothing_new_back_off);
     RUN(locks_hang_on_the_marker_that_is_known);
     RUN(a_lock_that_fails_on_the_marker_waits_longer_each_time);
@@ -3652,6 +3681,7 @@ int main(int argc, char **argv)
     RUN(a_lock_in_doubt_is_certified_only_with_proof);
     RUN(a_set_changed_on_command_is_followed);
     RUN(a_set_that_is_gone_is_put_back_for_who_needs_it);
+    RUN(who_brings_the_set_does_not_read_it);
     RUN(a_set_that_nobody_has_is_asked_for_less_and_less);
     RUN(a_missing_set_that_is_not_in_force_is_nobodys_business);
     RUN(a_late_word_of_a_missing_set_lands_on_nothing);

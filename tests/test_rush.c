@@ -1510,6 +1510,7 @@ int main(int argc, char **argv)
     RUN(slots_bear_refusals_as_evenly_as_can_be);
     RUN(slots_bad_input_and_memory);
     RUN(slots_largest);
+    RUN(fewer_partitions_than_instances_move_little);
     RUN(grid_even_whatever_the_order_and_near_the_least);
     RUN(grid_weights_keep_their_quota);
     RUN(grid_replicas_are_distinct_and_even);
