@@ -11193,6 +11193,7 @@ typedef struct mgr__page {
     uint32_t kill_host;         /* said by a keeper in a PID namespace, from which the host cannot be signalled: the guard does it */
     uint32_t space_user;        /* ... and of a user namespace, in which there is no other id than ours */
     uint32_t group_partial;     /* a worker had to be started outside the group: its emptiness proves nothing */
+    uint32_t certificate;       /* what came of the keeper's: enum mgr__words_end */
     uint32_t keeper_gone;       /* said by the guard */
     uint32_t work_dead;         /* word closed, no process of a partition is left; said by keeper or guard */
     uint32_t swept;             /* no descendant is left, agents included; said by keeper or guard */
@@ -11378,7 +11379,7 @@ typedef struct mgr__keeping {
     int64_t    sweep_pause;
     int64_t    swept_at;        /* the last sweep that saw everything */
     int64_t    renew_at;
-    uint32_t   renew_address;
+    uint32_t   heard;           /* the address that answered last */
     enum mgr__keeping_phase phase;
     int64_t    stop_at;         /* STOP: the lease's end, when whatever is left gets SIGKILL */
     int64_t    sweep_at, below_at;
@@ -11946,36 +11947,61 @@ static int mgr__words_try(const struct sockaddr_storage *address, socklen_t addr
     return result;
 }
 
-/* Until an address answers with 2xx, or all of those that answer refuse (4xx):
- * what is refused now is refused again. Each of the three is a fact or names one
- * life, so it may arrive twice or late. True: it has been accepted. */
-static bool mgr__words_send(const mgr__keeping *k, int which, int64_t within_ms)
+/* Beating, and over at once when the manager sees to everything. */
+static void mgr__keeping_pause(mgr__keeping *k, int64_t pause_ms)
+{
+    int64_t until = mgr__process_now_ms() + pause_ms;
+    for (int64_t now = until - pause_ms; now < until && !MGR__LOAD(&k->page->dismissed); now = mgr__process_now_ms()) {
+        mgr__process_poll(NULL, 0, (int)mgr__min64(20, until - now));
+        MGR__STORE(&k->page->keeper_beat, mgr__process_now_ms());
+    }
+}
+
+/* What came of a word. REFUSED: by every address (4xx), and so again if it were repeated. */
+enum mgr__words_end { MGR__WORDS_NONE, MGR__WORDS_UNHEARD, MGR__WORDS_ACCEPTED, MGR__WORDS_REFUSED, MGR__WORDS_DISMISSED };
+
+/* Once to each address, the one that answered last first. Each has its share of what is
+ * left, so that the dead ones leave time for the living. */
+static enum mgr__words_end mgr__words_round(mgr__keeping *k, int which, const char *text, int64_t until)
 {
     const mgr__frame_words *h = &k->words.head;
-    const char *text = k->words.text;
-    int64_t now = mgr__process_now_ms(), until = now + within_ms, pause = 20;
-    for (int i = 0; i < which; i++) text += h->lens[i];
-    while (h->lens[which] && h->address_count && now < until && !MGR__LOAD(&k->page->dismissed)) {
-        bool refused = false, unsure = false;
-        for (uint32_t i = 0; i < h->address_count; i++) {
-            int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[which], MGR__KEEPER_TRY_MS);
-            if (status >= 200 && status < 300) return true;
-            if (status >= 400 && status < 500 && status != 429) refused = true;
-            else if (status > 0) unsure = true;
-        }
-        if (refused && !unsure) return false;
-        mgr__process_poll(NULL, 0, (int)pause);
-        pause = mgr__min64(1000, pause * 2);
-        now = mgr__process_now_ms();
+    uint32_t first = k->heard, refused = 0;
+    for (uint32_t i = 0; i < h->address_count; i++) {
+        int64_t now = mgr__process_now_ms(), share = (until - now) / (int64_t)(h->address_count - i);
         MGR__STORE(&k->page->keeper_beat, now);
+        if (MGR__LOAD(&k->page->dismissed)) return MGR__WORDS_DISMISSED;
+        if (now >= until) return MGR__WORDS_UNHEARD;
+        uint32_t at = (first + i) % h->address_count;
+        int status = mgr__words_try(&h->addresses[at], h->address_lens[at], text, h->lens[which], mgr__max64(1, mgr__min64(MGR__KEEPER_TRY_MS, share)));
+        if (status >= 200 && status < 300) { k->heard = at; return MGR__WORDS_ACCEPTED; }
+        if (status >= 400 && status < 500 && status != 429) refused++;
     }
-    return false;
+    return refused == h->address_count ? MGR__WORDS_REFUSED : MGR__WORDS_UNHEARD;
+}
+
+/* Until an address accepts (2xx), or all refuse: one that cannot be reached might have
+ * accepted. Each of the three is a fact or names one life, so it may arrive twice or late. */
+static enum mgr__words_end mgr__words_send(mgr__keeping *k, int which, int64_t within_ms)
+{
+    const char *text = k->words.text;
+    int64_t until = mgr__process_now_ms() + within_ms, pause = 20;
+    for (int i = 0; i < which; i++) text += k->words.head.lens[i];
+    if (!k->words.head.lens[which] || !k->words.head.address_count) return MGR__WORDS_NONE;
+    for (;;) {
+        enum mgr__words_end end = mgr__words_round(k, which, text, until);
+        int64_t left = until - mgr__process_now_ms();
+        if (end != MGR__WORDS_UNHEARD || left <= 0) return end;
+        mgr__keeping_pause(k, mgr__min64(pause, left));
+        pause = mgr__min64(1000, pause * 2);
+    }
 }
 
 /* With the certificate accepted the life's file has nothing left to prove. */
 static bool mgr__keeping_certify(mgr__keeping *k)
 {
-    bool accepted = mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS);
+    enum mgr__words_end end = mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS);
+    bool accepted = end == MGR__WORDS_ACCEPTED;
+    MGR__STORE(&k->page->certificate, (uint32_t)end);
     if (accepted && k->page->life_path[0]) mgr__process_unlink(k->page->life_path);
     return accepted;
 }
@@ -11988,15 +12014,6 @@ static bool mgr__keeping_may_certify(const mgr__keeping *k)
 
 /* The certificate is all that the heirs need. The end of the session changes the
  * owner keys' indexes, and would come between their reads and their locks. */
-static void mgr__keeping_pause(mgr__keeping *k, int64_t pause_ms)
-{
-    int64_t until = mgr__process_now_ms() + pause_ms;
-    for (int64_t now = until - pause_ms; now < until && !MGR__LOAD(&k->page->dismissed); now = mgr__process_now_ms()) {
-        mgr__process_poll(NULL, 0, (int)mgr__min64(20, until - now));
-        MGR__STORE(&k->page->keeper_beat, mgr__process_now_ms());
-    }
-}
-
 static void mgr__keeping_speak(mgr__keeping *k)
 {
     bool certify = mgr__keeping_may_certify(k);
@@ -12073,10 +12090,10 @@ static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
     const char *text = k->words.text + h->lens[0] + h->lens[1] + h->lens[2];
     bool due = h->lens[MGR__WORD_RENEW] && h->address_count && now >= k->renew_at && !MGR__LOAD(&k->page->dismissed);
     if (!due || now < k->stop_at + mgr__max64(1000, k->page->kill_margin_ms)) return;
-    uint32_t i = k->renew_address++ % h->address_count;
+    uint32_t i = k->heard++ % h->address_count;
     int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
     bool answered = (status >= 200 && status < 300) || status == 404;
-    if (answered) k->renew_address = i;
+    if (answered) k->heard = i;
     k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, 1000));
 }
 
@@ -13087,6 +13104,14 @@ static uint32_t mgr__keeper_late_ms(const mgr__keeper *k)
 {
     uint32_t guard = MGR__LOAD(&k->page->guard_late), keeper = MGR__LOAD(&k->page->keeper_late);
     return guard > keeper ? guard : keeper;
+}
+
+/* Why the keeper, which took us for dead, could not certify; NULL: it could, or did not try. */
+static const char *mgr__keeper_certificate_fault(const mgr__keeper *k)
+{
+    uint32_t end = k->page ? MGR__LOAD(&k->page->certificate) : 0;
+    return end == MGR__WORDS_REFUSED ? "each Consul agent refused it (4xx): has the token's right to write ended?"
+         : end == MGR__WORDS_UNHEARD ? "no Consul agent accepted it in time, and not all of them refused" : NULL;
 }
 
 /* The orderly end: the manager has certified or handed over what there was. What
@@ -14244,10 +14269,22 @@ static void mgr__manager_turn_keepers(mgr *m, int64_t now)
     }
 }
 
+static void mgr__manager_note_certificate(mgr *m)
+{
+    char text[200];
+    const char *fault = mgr__keeper_certificate_fault(&m->keeper);
+    if (!fault) return;
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
+    snprintf(text, sizeof text, "the keeper could not certify that the former life's work is dead: %s", fault);
+    event.text = text;
+    mgr__manager_tell(m, &event);
+}
+
 static void mgr__manager_renew_keeper(mgr *m)
 {
     mgr__manager_unwatch_keeper(m, &m->keeper_fd);
     if (m->have_keeper) {
+        mgr__manager_note_certificate(m);
         mgr__keeper_dismiss(&m->keeper);
         mgr__keeper_close(&m->keeper);
     }

@@ -674,6 +674,13 @@ static void serve(server *s, int count, const char *lock_path, const char *answe
 
 static const char *const OK_ANSWER = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
+static void kill_one(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    reap(pid);
+    CHECK(wait_gone(pid));
+}
+
 static void prepare_words(const server *s)
 {
     struct sockaddr_storage addresses[2];
@@ -950,7 +957,10 @@ TEST(overrun_kills_the_host_if_asked)
     close(s.fd);
 }
 
-/* Refused and failing answers: the certificate is tried again after a 500, not after a 403. */
+static const char *const REFUSAL = "HTTP/1.1 403 Forbidden\r\n\r\n";
+
+/* The certificate is tried again after a 500; and after a 403, for the other address
+ * cannot be reached, and might have accepted. */
 TEST(words_are_repeated_unless_refused)
 {
     mgr__keeper_config c = config_of(8000, 300);
@@ -961,13 +971,92 @@ TEST(words_are_repeated_unless_refused)
     mgr__keeper_close(&keeper);
     serve(&s, 1, scratch("m"), "HTTP/1.1 500 No cluster leader\r\n\r\n");
     serve(&s, 2, scratch("m"), OK_ANSWER);
-    serve(&s, 3, scratch("m"), "HTTP/1.1 403 Forbidden\r\n\r\n");
-    serve(&s, 4, scratch("m"), OK_ANSWER);
-    CHECK_INT(s.count, 4);
+    serve(&s, 3, scratch("m"), REFUSAL);
+    serve(&s, 5, scratch("m"), OK_ANSWER);
+    CHECK_INT(s.count, 5);
     CHECK_STR(s.seen[0], "PUT /certificate");
     CHECK_STR(s.seen[1], "PUT /certificate");
     CHECK_STR(s.seen[2], "PUT /destroy");
-    CHECK_STR(s.seen[3], "PUT /deregister");
+    CHECK_STR(s.seen[3], "PUT /destroy");
+    CHECK_STR(s.seen[4], "PUT /deregister");
+    close(s.fd);
+}
+
+/* A keeper with one word to say, to `count` addresses. */
+static mgr__keeping *speaker(const server *s, uint32_t count)
+{
+    static const char text[] = "PUT /certificate HTTP/1.1\r\n\r\n";
+    int fd = -1;
+    mgr__keeping *k = (mgr__keeping *)calloc(1, sizeof *k);
+    k->page = (mgr__page *)mgr__process_shared_make(sizeof *k->page, &fd);
+    close(fd);
+    k->words.head.address_count = count;
+    k->words.head.lens[MGR__WORD_CERTIFICATE] = sizeof text - 1;
+    memcpy(k->words.text, text, sizeof text);
+    for (uint32_t i = 0; i < count; i++) { k->words.head.addresses[i] = s->address; k->words.head.address_lens[i] = s->len; }
+    return k;
+}
+
+static void speaker_free(mgr__keeping *k)
+{
+    mgr__process_unmap(k->page, sizeof *k->page);
+    free(k);
+}
+
+TEST(words_end_with_their_deadline_and_reach_every_address)
+{
+    server s = listen_here();       /* connected to by the kernel, it never answers */
+    mgr__keeping *k = speaker(&s, MGR_ADDRESS_COUNT_MAX);
+    listen(s.fd, 2 * MGR_ADDRESS_COUNT_MAX);
+    fcntl(s.fd, F_SETFL, O_NONBLOCK);
+    int64_t from = mgr__process_now_ms();
+    CHECK_INT(mgr__words_send(k, MGR__WORD_CERTIFICATE, 400), MGR__WORDS_UNHEARD);
+    CHECK(mgr__process_now_ms() - from < MGR__KEEPER_TRY_MS * 5);       /* and not for each of the sixteen */
+    int heard = 0;
+    for (int fd; (fd = accept(s.fd, NULL, NULL)) >= 0; heard++) close(fd);
+    CHECK(heard >= MGR_ADDRESS_COUNT_MAX / 2);      /* all, were the machine not busy */
+
+    pid_t child = fork();
+    if (child == 0) { usleep(50000); MGR__STORE(&k->page->dismissed, 1u); _exit(0); }
+    from = mgr__process_now_ms();
+    CHECK_INT(mgr__words_send(k, MGR__WORD_CERTIFICATE, MGR__KEEPER_WORDS_MS), MGR__WORDS_DISMISSED);
+    CHECK(mgr__process_now_ms() - from < MGR__KEEPER_TRY_MS * 5);
+    reap(child);
+    speaker_free(k);
+    close(s.fd);
+}
+
+/* Whether all refuse, or one does and the other cannot be reached. */
+TEST(what_came_of_the_words_is_told_exactly)
+{
+    server s = listen_here();
+    mgr__keeping *k = speaker(&s, 2);
+    mgr__keeper host;
+    memset(&host, 0, sizeof host);
+    host.page = k->page;
+    CHECK(!mgr__keeper_certificate_fault(&host));
+    pid_t serving = fork();
+    if (serving == 0) { serve(&s, 2, scratch("m"), REFUSAL); _exit(0); }
+    CHECK(!mgr__keeping_certify(k));
+    CHECK_INT(k->page->certificate, MGR__WORDS_REFUSED);
+    CHECK(strstr(mgr__keeper_certificate_fault(&host), "each Consul agent refused it"));
+    reap(serving);
+
+    struct sockaddr_in nobody;      /* nobody listens there */
+    memcpy(&nobody, &s.address, sizeof nobody);
+    nobody.sin_port = htons(1);
+    memcpy(&k->words.head.addresses[0], &nobody, sizeof nobody);
+    serving = fork();
+    if (serving == 0) { serve(&s, 1, scratch("m"), REFUSAL); serve(&s, 2, scratch("m"), OK_ANSWER); _exit(0); }
+    CHECK(mgr__keeping_certify(k));
+    CHECK_INT(k->heard, 1);
+    CHECK(!mgr__keeper_certificate_fault(&host));
+    reap(serving);
+    serving = fork();
+    if (serving == 0) { serve(&s, WORDS_MAX, scratch("m"), REFUSAL); _exit(0); }
+    CHECK_INT(mgr__words_send(k, MGR__WORD_CERTIFICATE, 300), MGR__WORDS_UNHEARD);
+    kill_one(serving);
+    speaker_free(k);
     close(s.fd);
 }
 
@@ -1353,13 +1442,6 @@ static trio living(life *l, mgr_isolate isolate, const char *mode)
     close(l->fd);
     t.manager = manager;
     return t;
-}
-
-static void kill_one(pid_t pid)
-{
-    kill(pid, SIGKILL);
-    reap(pid);
-    CHECK(wait_gone(pid));
 }
 
 static void kill_three(trio t)
@@ -2277,6 +2359,8 @@ int main(int argc, char **argv)
     RUN(in_process_work_is_certified_by_the_hosts_death_only);
     RUN(overrun_kills_the_host_if_asked);
     RUN(words_are_repeated_unless_refused);
+    RUN(words_end_with_their_deadline_and_reach_every_address);
+    RUN(what_came_of_the_words_is_told_exactly);
     RUN(agent_outlives_the_words);
     RUN(keeper_killed_guard_sweeps);
     RUN(guard_killed_keeper_ends_and_certifies);
