@@ -645,8 +645,9 @@ typedef struct mgr_desc {
     uint32_t    start_timeout_ms;    /* mgr_run gives up entering; default none */
 
     mgr_isolate isolate;
-    const char *run_dir;             /* where this host's life files are, by which a restart proves that all before it is dead; 0700 and ours.
-                                        Default: XDG_RUNTIME_DIR, else /run/manager, else /tmp/manager-<uid> */
+    const char *run_dir;             /* where this host's life files are, by which a restart proves that all before it is dead: 0700 and ours, each
+                                        folder above it root's or ours and closed to others or sticky, no network file system; else MGR_INVALID.
+                                        Default: XDG_RUNTIME_DIR, else /run/manager, else /tmp/manager-<uid>; if none will do, an event, and no proof */
     bool        overrun_kill_host;   /* in-process work: the keeper kills this program at the lease's end */
     char      **keeper_argv;         /* exec the keeper as this command: see mgr_keeper_main */
     bool        handle_signals;      /* SIGTERM and SIGINT leave; a second one kills at once */
@@ -9646,17 +9647,6 @@ static bool mgr__process_ended(pid_t pid, uint64_t start)
     return now.start != start || (now.state == 'Z' && now.threads <= 1);
 }
 
-/* A folder that nobody else can write to or look into; made if its parent stands. */
-static int mgr__process_dir_ours(const char *path)
-{
-    struct stat st;
-    if (mkdir(path, 0700) < 0 && errno != EEXIST) return -errno;
-    if (lstat(path, &st) < 0) return -errno;
-    if (!S_ISDIR(st.st_mode)) return -ENOTDIR;
-    if (st.st_uid != geteuid() || (st.st_mode & 077) != 0) return -EPERM;
-    return access(path, W_OK | X_OK) < 0 ? -errno : 0;
-}
-
 /* Whether flock is the kernel's own there. Over a network a lock may be lost while its
  * holder lives (an expired lease of NFSv4), or not be seen by others (FUSE). */
 static bool mgr__process_locks_local(int fd)
@@ -9673,6 +9663,69 @@ static bool mgr__process_locks_local(int fd)
     (void)fd;
 #endif
     return false;
+}
+
+/* Whoever can write to a folder above ours can put another in its place: each must be
+ * root's or our own, and closed to others or sticky. `path` has no symbolic link, and
+ * is cut off at the folder that is at fault. */
+static int mgr__process_above_ours(char *path, const char **why)
+{
+    struct stat st;
+    for (char *end; (end = strrchr(path, '/')) != NULL && path[1]; ) {
+        end[end == path] = 0;
+        *why = "it cannot be looked at";
+        if (lstat(path, &st) < 0) return -errno;
+        *why = "it belongs to another user, who could put another folder in place of the one below it";
+        if (st.st_uid != 0 && st.st_uid != geteuid()) return -EPERM;
+        *why = "others may write to it, and could put another folder in place of the one below it";
+        if ((st.st_mode & 022) != 0 && (st.st_mode & S_ISVTX) == 0) return -EPERM;
+    }
+    return 0;
+}
+
+static int mgr__process_dir_fit(const char *path, const char **why)
+{
+    struct stat st;
+    if (mkdir(path, 0700) < 0 && errno != EEXIST) return -errno;
+    if (lstat(path, &st) < 0) return -errno;
+    if (!S_ISDIR(st.st_mode)) return -ENOTDIR;
+    *why = "it must be ours and closed to all others (0700)";
+    if (st.st_uid != geteuid() || (st.st_mode & 077) != 0) return -EPERM;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    bool local = fd >= 0 && mgr__process_locks_local(fd);
+    int code = fd < 0 || access(path, W_OK | X_OK) < 0 ? -errno : 0;
+    if (fd >= 0) close(fd);
+    *why = local ? NULL : "it is on a file system whose locks cannot be relied on";
+    return code < 0 ? code : local ? 0 : -EOPNOTSUPP;
+}
+
+/* A folder that nobody else can write to, look into, or put another in place of; made if
+ * its parent stands. `real`, of PATH_MAX bytes, is its path without symbolic links, for
+ * those may be turned elsewhere. -errno: `real` is what is at fault, and *why why, or NULL. */
+static int mgr__process_dir_ours(const char *path, char *real, const char **why)
+{
+    char above[PATH_MAX];
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') len--;
+    *why = NULL;
+    mgr__copy_text(real, PATH_MAX, mgr__str_make(path, len));
+    mgr__copy_text(above, sizeof above, mgr__str_of(real));
+    char *name = strrchr(above, '/');
+    if (len >= PATH_MAX - 64) return -ENAMETOOLONG;
+    if (!name) return -ENOENT;
+    *name++ = 0;
+    if (!realpath(above[0] ? above : "/", real)) {
+        int code = -errno;
+        mgr__copy_text(real, PATH_MAX, mgr__str_of(above));
+        return code;
+    }
+    if (strlen(real) + strlen(name) >= PATH_MAX - 64) return -ENAMETOOLONG;
+    mgr__process_append(mgr__process_append(real + (real[1] ? strlen(real) : 0), "/"), name);
+    mgr__copy_text(above, sizeof above, mgr__str_of(real));
+    int code = mgr__process_above_ours(above, why);
+    if (code == 0) return mgr__process_dir_fit(real, why);
+    mgr__copy_text(real, PATH_MAX, mgr__str_of(above));
+    return code;
 }
 
 static bool mgr__process_file_id(int fd, uint64_t *device, uint64_t *inode)
@@ -13635,24 +13688,33 @@ static const char *mgr__manager_isolate_text(mgr_isolate isolate)
     return isolate == MGR_ISOLATE_CGROUP ? "cgroup" : isolate == MGR_ISOLATE_PIDNS ? "pidns" : "none";
 }
 
-/* Where life files go: the first that is ours alone. "": nowhere. */
+/* Where life files go: the first that is ours alone. "": nowhere, and life_note says why. */
 static void mgr__manager_find_run_dir(mgr *m)
 {
-    char own[64];
-    const char *xdg = getenv("XDG_RUNTIME_DIR"), *given = m->desc.run_dir;
+    char own[64], real[PATH_MAX] = "";
+    const char *xdg = getenv("XDG_RUNTIME_DIR"), *given = m->desc.run_dir, *why = NULL;
     snprintf(own, sizeof own, "/tmp/manager-%lu", (unsigned long)mgr__process_euid());
     const char *places[3] = { xdg && xdg[0] == '/' ? xdg : NULL, "/run/manager", own };
     int code = -ENOENT;
     m->run_dir = "";
     for (size_t i = 0; i < (given ? 1 : MGR__COUNT(places)) && code < 0; i++) {
         const char *place = given ? given : places[i];
-        if (!place || strlen(place) > PATH_MAX - 64) continue;
-        code = mgr__process_dir_ours(place);
-        if (code == 0) m->run_dir = mgr__arena_str(&m->arena, mgr__str_of(place)).at;
+        if (!place) continue;
+        code = mgr__process_dir_ours(place, real, &why);
+        if (code == 0) m->run_dir = mgr__arena_str(&m->arena, mgr__str_of(real)).at;
     }
     if (code == 0) { mgr__process_life_sweep(m->run_dir); return; }
-    snprintf(m->life_note, sizeof m->life_note, "no folder for life files (%.200s: %s): after a crash of everything on this host a restart waits the delay; set run_dir to one that is 0700 and ours",
-             given ? given : own, mgr__io_text(code));
+    why = why ? why : mgr__io_text(code);
+    if (given) snprintf(m->life_note, sizeof m->life_note, "run_dir \"%.200s\" is of no use for life files: \"%.200s\": %s", given, real, why);
+    else snprintf(m->life_note, sizeof m->life_note, "no folder for life files (%.200s: %s): after a crash of everything on this host a restart waits the delay; set run_dir to one that is 0700 and ours, below none that others can write to", real, why);
+}
+
+/* A folder that was asked for by name must do; without a default one, only the proof is off. */
+static mgr_result mgr__manager_check_run_dir(mgr *m)
+{
+    if (!m->desc.run_dir || m->desc.observer) return MGR_OK;
+    mgr__manager_find_run_dir(m);
+    return m->run_dir[0] ? MGR_OK : mgr__manager_fail(m, MGR_INVALID, "%s", m->life_note);
 }
 
 /* A new file for the life of a keeper that is about to be made. Without one there is
@@ -14866,6 +14928,7 @@ static mgr_result mgr__manager_open_signals(mgr *m)
 static mgr_result mgr__manager_open_parts(mgr *m, const mgr_desc *desc)
 {
     mgr_result result = mgr__desc_take(m, desc);
+    if (result == MGR_OK) result = mgr__manager_check_run_dir(m);
     if (result == MGR_OK) {
         mgr__buf_clear(&m->error);
         result = mgr__io_lookup(&m->io, m->desc.consul_addr, m->addresses, MGR_ADDRESS_COUNT_MAX, &m->address_count, &m->error);

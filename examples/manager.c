@@ -392,6 +392,21 @@ static const char *set_directory(options *o, void *field, const char *value)
     return fine ? NULL : o->fault;
 }
 
+/* Absolute as well; whether it will do is the library's to say, which may make it. */
+static const char *set_path(options *o, void *field, const char *value)
+{
+    char here[PATH_MAX];
+    text path = {0};
+    if (!value[0]) return "is empty";
+    if (value[0] != '/' && !getcwd(here, sizeof here)) { snprintf(o->fault, sizeof o->fault, "is relative to a directory that is gone: %s", strerror(errno)); return o->fault; }
+    if (value[0] == '/') text_add(&path, value);
+    else text_format(&path, "%s/%s", here, value);
+    list_add(&o->kept, path.at, path.len);
+    *(const char **)field = o->kept.names[o->kept.count - 1];
+    free(path.at);
+    return NULL;
+}
+
 /* A design decision that users of other tools will look for: say where to look instead. */
 static const char *set_http(options *o, void *field, const char *value)
 {
@@ -517,7 +532,7 @@ static const option OPTIONS[] = {
     {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep the share of an instance that died, or was restarted, for its return; default none"},
     {"settle", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(settle_ms), "a joiner waits so long before it takes part; default 1s"},
     {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate), "auto, none, cgroup, or pidns (COMMAND sees other pids): what keeps a worker's processes together; default auto"},
-    {"run-dir", 0, "DIR", RUN | DEV, set_directory, AT(run_dir), "directory (mode 0700, ours) for life files, so that a restart on this host need not wait the delay; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID"},
+    {"run-dir", 0, "DIR", RUN | DEV, set_path, AT(run_dir), "directory for life files, so that a restart on this host need not wait the delay: mode 0700 and ours, below none that others can write to, else refused; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID, and without proof where none will do"},
     {"start-timeout", 0, "DURATION", RUN | DEV, set_duration, AT(start_timeout_ms), "give up when the cluster is not entered by then; default never"},
     {"check-script", 0, "COMMAND", RUN | DEV, set_text, AT(check_script), "sh -c COMMAND a partition: exit 0 passes, 1 warns, else it goes to another instance"},
     {"check-interval", 0, "DURATION", RUN | DEV, set_duration, AT(check_interval_ms), "between two runs of the script; default 10s"},
@@ -777,7 +792,7 @@ static const field_word FIELD_WORDS[] = {
     {"breaker_percent", "--breaker", ""}, {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"}, {"rejoin_grace_ms", "--rejoin-grace", "ms"},
     {"start_timeout_ms", "--start-timeout", "ms"}, {"consul_token_file", "--token-file", ""}, {"consul_addr", "--consul", ""},
     {"kv_prefix", "--prefix", ""}, {"service_id", "service", ""}, {"service_name", "--service-name", ""},
-    {"instance_id", "instance", ""}, {"weight", "--weight", ""}
+    {"instance_id", "instance", ""}, {"weight", "--weight", ""}, {"run_dir", "--run-dir", ""}
 };
 
 static const field_word *field_at(const char *at, size_t len)

@@ -81,6 +81,12 @@ E2E(bad_names_are_refused_by_name)
     name_refused("MGR_NAME_BYTES_MAX", "too long a partition", e2e_cli("run", "--consul", at, "-s", "x", "-i", "i", "-p", longest, "--", "true", NULL));
 }
 
+/* At once, before Consul is asked for anything. */
+E2E(a_run_dir_that_will_not_do_is_refused)
+{
+    refused(e2e_cli("run", "--consul", "127.0.0.1:1", "-s", "x", "-i", "i", "-p", "a", "--run-dir", "/nowhere/at/all", "--", "true", NULL), 78, "--run-dir \"/nowhere/at/all\"", "no such folder");
+}
+
 /* The lease, the kill margin and the delay do not fit: refused, with the sum. */
 E2E(a_delay_below_the_lease_is_refused)
 {
@@ -362,6 +368,7 @@ static int run(int argc, char **argv)
 {
     RUN(misuse_is_one_line_and_64);
     RUN(bad_names_are_refused_by_name);
+    RUN(a_run_dir_that_will_not_do_is_refused);
     RUN(a_delay_below_the_lease_is_refused);
     RUN(no_consul_yet);
     RUN(two_instances_with_one_id);

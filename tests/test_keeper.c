@@ -22,6 +22,7 @@ enum { SEEN_BY_HOST = 0 };
 
 static char self_path[PATH_MAX];
 static char scratch_dir[64];
+static char own_dir[64];         /* for life files: no other user may write to it, as to the other one */
 
 /* ---- cgroups ---- */
 
@@ -1392,12 +1393,14 @@ typedef struct life { char dir[200], name[32], path[256], evidence[96], boot[160
 static bool life_make(life *l, const char *number)
 {
     memset(l, 0, sizeof *l);
-    snprintf(l->dir, sizeof l->dir, "%s/run", scratch_dir);
+    snprintf(l->dir, sizeof l->dir, "%s/run", own_dir);
     snprintf(l->name, sizeof l->name, "manager-%016lx.life", strtoul(number, NULL, 16));
     snprintf(l->path, sizeof l->path, "%s/%s", l->dir, l->name);
     snprintf(l->id, sizeof l->id, "session-%s", number);
     mgr__io_boot(l->boot, sizeof l->boot);
-    if (mgr__process_dir_ours(l->dir) < 0) return false;
+    char real[PATH_MAX];
+    const char *why;
+    if (mgr__process_dir_ours(l->dir, real, &why) < 0) return false;
     l->fd = mgr__process_life_make(l->path);
     return mgr__life_evidence(l->fd, l->name, l->evidence, sizeof l->evidence);
 }
@@ -1690,16 +1693,62 @@ TEST(life_files_are_removed_when_certified_or_stale)
 
 TEST(only_a_folder_of_our_own_will_do)
 {
-    char path[300];
-    snprintf(path, sizeof path, "%s/open", scratch_dir);
-    CHECK_INT(mgr__process_dir_ours(path), 0);
+    char path[300], real[PATH_MAX];
+    const char *why = NULL;
+    snprintf(path, sizeof path, "%s/open", own_dir);
+    CHECK_INT(mgr__process_dir_ours(path, real, &why), 0);
+    CHECK_STR(real, path);
     chmod(path, 0755);
-    CHECK_INT(mgr__process_dir_ours(path), -EPERM);
+    CHECK_INT(mgr__process_dir_ours(path, real, &why), -EPERM);
     rmdir(path);
-    CHECK(symlink(scratch_dir, path) == 0);
-    CHECK_INT(mgr__process_dir_ours(path), -ENOTDIR);
+    CHECK(symlink(own_dir, path) == 0);
+    CHECK_INT(mgr__process_dir_ours(path, real, &why), -ENOTDIR);
     unlink(path);
-    CHECK_INT(mgr__process_dir_ours("/nowhere/at/all"), -ENOENT);
+    CHECK_INT(mgr__process_dir_ours("/nowhere/at/all", real, &why), -ENOENT);
+    CHECK_STR(real, "/nowhere/at");
+    CHECK_INT(mgr__process_dir_ours("/proc/self", real, &why), -ENOTDIR);
+    CHECK(mgr__process_dir_ours("/", real, &why) < 0);
+    static char longest[PATH_MAX + 10];
+    memset(longest, '/', sizeof longest - 1);
+    memset(longest + 1, 'x', sizeof longest - 2);
+    CHECK_INT(mgr__process_dir_ours(longest, real, &why), -ENAMETOOLONG);
+}
+
+/* Who can write to a folder above ours can put another in its place. */
+TEST(nor_one_below_a_folder_that_others_can_write_to)
+{
+    char above[200], between[220], path[250], link[200], real[PATH_MAX];
+    const char *why = NULL;
+    snprintf(above, sizeof above, "%s/above", own_dir);
+    snprintf(between, sizeof between, "%s/between", above);
+    snprintf(path, sizeof path, "%s/run", between);
+    snprintf(link, sizeof link, "%s/link", own_dir);
+    CHECK(mkdir(above, 0700) == 0 && mkdir(between, 0700) == 0);
+    static const mode_t bad[] = { 0777, 0770, 0722 };
+    for (size_t i = 0; i < MGR__COUNT(bad); i++) {
+        chmod(above, bad[i]);
+        CHECK_INT(mgr__process_dir_ours(path, real, &why), -EPERM);
+        CHECK_STR(real, above);
+        CHECK(why && strstr(why, "others may write to it"));
+        CHECK(access(path, F_OK) < 0);              /* nor is anything left there */
+    }
+    chmod(above, 01777);
+    CHECK_INT(mgr__process_dir_ours(path, real, &why), 0);
+    chmod(above, 0755);
+    CHECK(symlink(between, link) == 0);             /* on the way it may be one: it is read once, here */
+    char by_link[220];
+    snprintf(by_link, sizeof by_link, "%s/run//", link);
+    CHECK_INT(mgr__process_dir_ours(by_link, real, &why), 0);
+    CHECK_STR(real, path);
+    if (getuid() == 0) {
+        CHECK(chown(above, 65534, 65534) == 0);
+        CHECK_INT(mgr__process_dir_ours(path, real, &why), -EPERM);
+        CHECK(why && strstr(why, "another user"));
+    }
+    unlink(link);
+    rmdir(path);
+    rmdir(between);
+    rmdir(above);
 }
 
 /* ---- isolation ---- */
@@ -2316,7 +2365,10 @@ static void remove_scratch(void)
 {
     static const char *const names[] = { "a", "b", "d", "e", "f", "g", "h", "in", "k", "l", "m", "n", "p", "s", "x", "fds" };
     for (size_t i = 0; i < MGR__COUNT(names); i++) unlink(scratch(names[i]));
-    rmdir(scratch("run"));
+    char run[80];
+    snprintf(run, sizeof run, "%s/run", own_dir);
+    rmdir(run);
+    rmdir(own_dir);
     rmdir(scratch_dir);
 }
 
@@ -2328,7 +2380,8 @@ int main(int argc, char **argv)
     self_path[len > 0 ? len : 0] = 0;
     if (argc > 2 && !strcmp(argv[1], "--worker")) return worker(argc, argv);
     snprintf(scratch_dir, sizeof scratch_dir, "/tmp/test_keeper.XXXXXX");
-    if (!mkdtemp(scratch_dir)) return 1;
+    snprintf(own_dir, sizeof own_dir, "/tmp/test_keeper_own.XXXXXX");
+    if (!mkdtemp(scratch_dir) || !mkdtemp(own_dir)) return 1;
     chmod(scratch_dir, 0777);
     mgr__process_subreaper();
     enter_own_group();
@@ -2385,6 +2438,7 @@ int main(int argc, char **argv)
     RUN(two_may_ask_at_once);
     RUN(life_files_are_removed_when_certified_or_stale);
     RUN(only_a_folder_of_our_own_will_do);
+    RUN(nor_one_below_a_folder_that_others_can_write_to);
     RUN(mounts_of_cgroups_are_read);
     RUN(names_in_the_environment_are_found);
     RUN(worker_has_a_cgroup_of_its_own);

@@ -371,6 +371,25 @@ TEST(each_bad_field_is_refused_by_name)
     REFUSED("not zeroed", d._end_canary = 0xa5a5a5a5u);
 }
 
+/* By name, when it is opened; a default that will not do is only told of. */
+TEST(a_run_dir_that_will_not_do_is_refused)
+{
+    char above[100], path[120], told[400];
+    snprintf(above, sizeof above, "%s/above", scratch_dir);
+    snprintf(path, sizeof path, "%s/run", above);
+    CHECK(mkdir(above, 0700) == 0 && chmod(above, 0777) == 0);
+    snprintf(told, sizeof told, "run_dir \"%s\" is of no use for life files: \"%s\": others may write to it", path, above);
+    REFUSED(told, { d.observer = false; d.run_dir = path; });
+    REFUSED("run_dir \"/nowhere/at/all\" is of no use", { d.observer = false; d.run_dir = "/nowhere/at/all"; });
+    REFUSED("run_dir is run", { d.observer = false; d.run_dir = "run"; });
+    mgr_desc d = good_desc();
+    mgr *m;
+    d.run_dir = path;
+    CHECK_INT(mgr_open(&m, &d), MGR_OK);        /* an observer has no life */
+    mgr_close(m);
+    rmdir(above);
+}
+
 TEST(a_struct_full_of_garbage_is_refused)
 {
     mgr_desc d;
@@ -1710,6 +1729,7 @@ int main(int argc, char **argv)
     dev_start();
     mgr__process_subreaper();
     RUN(each_bad_field_is_refused_by_name);
+    RUN(a_run_dir_that_will_not_do_is_refused);
     RUN(a_struct_full_of_garbage_is_refused);
     RUN(the_default_delay_fits_the_lease);
     RUN(nothing_is_asked_of_nothing);
