@@ -9737,23 +9737,33 @@ static bool mgr__process_file_id(int fd, uint64_t *device, uint64_t *inode)
     return true;
 }
 
-/* A new file under an exclusive flock. One that a sweep took for a left-over between
- * the two is made anew. */
+/* A sweep may have come before us: it holds the lock for a moment, and takes away the
+ * right to write, by which the next one would know the file for an old left-over. */
+static int mgr__process_life_claim(int fd)
+{
+    int code = mgr__process_locks_local(fd) ? -EWOULDBLOCK : -EOPNOTSUPP;
+    for (int i = 0; i < 100 && code == -EWOULDBLOCK; i++) {
+        code = mgr__process_lock(fd);
+        if (code == -EWOULDBLOCK) mgr__process_poll(NULL, 0, 1);
+    }
+    return code < 0 ? code : mgr__process_code(fchmod(fd, 0600));
+}
+
+/* A new file under an exclusive flock. One that was removed between the two is made anew. */
 static int mgr__process_life_make(const char *path)
 {
     struct stat there, here;
-    int code = -EAGAIN;
     for (int i = 0; i < 5; i++) {
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         fd = fd < 0 ? -errno : mgr__process_fd_high(fd);
         if (fd < 0) return fd;
-        code = mgr__process_locks_local(fd) ? mgr__process_lock(fd) : -EOPNOTSUPP;
+        int code = mgr__process_life_claim(fd);
         if (code >= 0 && stat(path, &there) == 0 && fstat(fd, &here) == 0 && there.st_ino == here.st_ino) return fd;
+        if (code < 0) unlink(path);
         close(fd);
-        if (code == -EOPNOTSUPP) unlink(path);
-        if (code < 0 && code != -EWOULDBLOCK) return code;
+        if (code < 0) return code;
     }
-    return code < 0 ? code : -EAGAIN;
+    return -EAGAIN;
 }
 
 /* -EWOULDBLOCK: somebody holds the exclusive lock, who may still act for that life.
@@ -13724,15 +13734,16 @@ static void mgr__manager_make_life(mgr *m)
     uint64_t number = 0;
     char name[32], path[PATH_MAX];
     if (!m->run_dir) mgr__manager_find_run_dir(m);
-    if (!m->run_dir[0] || m->io.random(m->io.user, &number, sizeof number) < 0) return;
+    if (!m->run_dir[0]) return;     /* life_note says why */
+    int code = m->io.random(m->io.user, &number, sizeof number);
     snprintf(name, sizeof name, "manager-%016llx.life", (unsigned long long)number);
-    if ((size_t)snprintf(path, sizeof path, "%s/%s", m->run_dir, name) >= sizeof path) return;
-    m->life_fd = mgr__process_life_make(path);
-    mgr__str kept = mgr__str_of(path);
-    m->life_path = m->life_fd >= 0 ? mgr__dup(&m->heap, kept) : NULL;
+    if (code >= 0 && (size_t)snprintf(path, sizeof path, "%s/%s", m->run_dir, name) >= sizeof path) code = -ENAMETOOLONG;
+    if (code >= 0) code = mgr__process_life_make(path);
+    m->life_fd = code < 0 ? -1 : code;
+    m->life_path = m->life_fd >= 0 ? mgr__dup(&m->heap, mgr__str_of(path)) : NULL;
     if (m->life_path && mgr__life_evidence(m->life_fd, name, m->cluster.proof, sizeof m->cluster.proof)) return;
     snprintf(m->life_note, sizeof m->life_note, "no life file in %.200s (%s): after a crash of everything on this host a restart waits the delay", m->run_dir,
-             m->life_fd == -EOPNOTSUPP ? "a file system whose locks cannot be relied on" : mgr__io_text(m->life_fd < 0 ? m->life_fd : -ENOMEM));
+             code == -EOPNOTSUPP ? "a file system whose locks cannot be relied on" : mgr__io_text(code < 0 ? code : -ENOMEM));
 }
 
 /* Our hold on it. Guard and keeper keep theirs until their clean-up has ended. */

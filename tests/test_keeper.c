@@ -1691,6 +1691,40 @@ TEST(life_files_are_removed_when_certified_or_stale)
     CHECK(access(l.path, F_OK) < 0);
 }
 
+/* One comes between the making of a file and its lock: it is no left-over for that. */
+TEST(a_sweep_does_not_spoil_a_new_life_file)
+{
+    life l;
+    struct stat st;
+    int ready[2];
+    char byte;
+    if (!life_make(&l, "ac1")) { CHECK(!"a life file"); return; }
+    CHECK(fstat(l.fd, &st) == 0 && (st.st_mode & 07777) == 0600);
+    close(l.fd);
+    mgr__process_life_sweep(l.dir);
+    CHECK(stat(l.path, &st) == 0 && (st.st_mode & 07777) == 0400);
+    l.fd = open(l.path, O_RDONLY | O_CLOEXEC);
+    CHECK_INT(mgr__process_life_claim(l.fd), 0);
+    CHECK(fstat(l.fd, &st) == 0 && (st.st_mode & 07777) == 0600);
+    close(l.fd);
+    l.fd = open(l.path, O_RDWR | O_CLOEXEC);
+    CHECK_INT(pipe(ready), 0);
+    pid_t sweeping = fork();
+    if (sweeping == 0) {
+        int fd = open(l.path, O_RDONLY);
+        if (mgr__process_lock(fd) < 0 || write(ready[1], "", 1) < 0) _exit(1);
+        usleep(20000);
+        _exit(0);
+    }
+    CHECK_INT(read(ready[0], &byte, 1), 1);
+    CHECK_INT(mgr__process_life_claim(l.fd), 0);
+    reap(sweeping);
+    close(ready[0]);
+    close(ready[1]);
+    close(l.fd);
+    unlink(l.path);
+}
+
 TEST(only_a_folder_of_our_own_will_do)
 {
     char path[300], real[PATH_MAX];
@@ -2437,6 +2471,7 @@ int main(int argc, char **argv)
     RUN(forked_copy_of_the_host_stands_in_the_way_of_the_proof);
     RUN(two_may_ask_at_once);
     RUN(life_files_are_removed_when_certified_or_stale);
+    RUN(a_sweep_does_not_spoil_a_new_life_file);
     RUN(only_a_folder_of_our_own_will_do);
     RUN(nor_one_below_a_folder_that_others_can_write_to);
     RUN(mounts_of_cgroups_are_read);

@@ -486,6 +486,22 @@ static void life_of_in_process_work(void)
     host_close(h);
 }
 
+static int no_random(void *user, void *to, size_t bytes) { (void)user; (void)to; (void)bytes; return -ENOSYS; }
+
+/* Without a name for it there is no life file: work goes on, and the reason is told. */
+TEST(a_life_without_its_file_says_why)
+{
+    host *h = host_open(0, "a");
+    mgr__manager_drop_life(h->m, true);
+    h->m->io.random = no_random;
+    mgr__manager_make_life(h->m);
+    h->m->io.random = io.random;
+    CHECK_INT(h->m->life_fd, -1);
+    WAIT(saw(h, "no life file in"));
+    CHECK(saw(h, strerror(ENOSYS)) && saw(h, "a restart waits the delay"));
+    leave(h);
+}
+
 TEST(in_process_work_is_acquired_and_released) { life_of_in_process_work(); }
 
 TEST(a_pending_release_waits_for_mgr_released)
@@ -1733,6 +1749,7 @@ int main(int argc, char **argv)
     RUN(a_struct_full_of_garbage_is_refused);
     RUN(the_default_delay_fits_the_lease);
     RUN(nothing_is_asked_of_nothing);
+    RUN(a_life_without_its_file_says_why);
     RUN(in_process_work_is_acquired_and_released);
     RUN(a_pending_release_waits_for_mgr_released);
     RUN(a_partition_is_released_when_its_process_is_gone);
