@@ -842,7 +842,8 @@ MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /
 
 /* Hold every planned move of the service, or go on with them: see "Pacing" in the
  * manual. reason: why, for those who look (cut at 200 bytes); NULL: none. Neither is
- * an error when it is so already; resuming ends a hold of the circuit breaker too. */
+ * an error when it is so already: a new reason given to an observer then replaces the
+ * one that stands. Resuming ends a hold of the circuit breaker too. */
 MGRAPI mgr_result mgr_pause(mgr *m, bool on, const char *reason);
 
 /* ---- health ----
@@ -15289,6 +15290,7 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
 }
 
 /* The key may be gone already, or change on the way: then it is as was asked, or tried again. */
+/* Paused already, it goes on since then, for the reason that was given last. */
 static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
 {
     mgr__picture picture;
@@ -15297,12 +15299,13 @@ static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
         result = mgr__call_picture(m, &picture, MGR__REQUEST_TIMEOUT_MS);
         if (result != MGR_OK) return result;
         mgr__pause standing = picture.pause, pause = picture.pause;
+        bool paused = standing.exists && !standing.breaker, news = reason.len && !mgr__str_eq(reason, standing.reason);
         mgr__picture_free(&picture);
-        if (on ? standing.exists && !standing.breaker : !standing.exists) return MGR_OK;
+        if (on ? paused && !news : !standing.exists) return MGR_OK;
         pause.by = mgr__str_of(m->desc.instance_id);
         pause.reason = reason;
         pause.breaker = false;
-        pause.since_ms = (uint64_t)m->io.realtime_ms(m->io.user);
+        if (!paused) pause.since_ms = (uint64_t)m->io.realtime_ms(m->io.user);
         mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
         mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&m->side.arena, &m->cluster.root, "cluster/pause", mgr__nobody()));
         op->index = standing.modify_index;

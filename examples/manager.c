@@ -1952,12 +1952,14 @@ static int pause_or_resume(program *p, bool on)
     mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
     if (result != MGR_OK) return admin_done(p, m, result, "");
     bool already = on ? view->paused && !view->breaker : !view->paused;
+    bool news = on && already && p->opt.reason && p->opt.reason[0] && strcmp(p->opt.reason, view->paused_reason) != 0;
     mgr_view_free(m, view);
-    snprintf(done, sizeof done, already ? on ? "%s is paused already: see manager status -s %s" : "%s is not paused; see manager status -s %s"
+    snprintf(done, sizeof done, news ? "%s is paused already: the reason was replaced; see manager status -s %s"
+                              : already ? on ? "%s is paused already: see manager status -s %s" : "%s is not paused; see manager status -s %s"
                               : on ? "%s is paused: only failures and explicit commands move anything; manager resume -s %s ends it"
                               : "%s goes on; manager wait -s %s says when every partition is where the map wants it",
              p->opt.service, p->opt.service);
-    return admin_done(p, m, already ? MGR_OK : mgr_pause(m, on, p->opt.reason), done);
+    return admin_done(p, m, already && !news ? MGR_OK : mgr_pause(m, on, p->opt.reason), done);
 }
 
 static int cmd_pause(program *p) { return pause_or_resume(p, true); }
@@ -2732,7 +2734,7 @@ static const command COMMANDS[] = {
      "hold every planned move of the service until resume",
      "Instances keep what they hold: joins, weights and returning instances move nothing. What has no\n"
      "holder goes where the map wants it: what dead and leaving instances had, new partitions. Drain,\n"
-     "evict and removed partitions are done as well.\n", NULL, false, true, cmd_pause},
+     "evict and removed partitions are done as well. Paused already, only the reason is replaced.\n", NULL, false, true, cmd_pause},
     {"resume", RESUME, "-s SERVICE",
      "go on after a pause, or after the circuit breaker", "", NULL, false, true, cmd_resume},
     {"evict", EVICT, "-s SERVICE INSTANCE [--yes]",

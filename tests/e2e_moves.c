@@ -172,6 +172,16 @@ static void paused_shows(const e2e_agent *agent, const char *service, const char
     CHECK(!paused || strstr(e2e_out, text));
 }
 
+/* Until the next call. */
+static const char *paused_since(const e2e_agent *agent, const char *service)
+{
+    CHECK_INT(e2e_cli("status", "--consul", agent->address, "-s", service, "--json", NULL), 0);
+    char *at = strstr(e2e_out, "\"paused\":{"), *since = at ? strstr(at, "\"since\":\"") : NULL;
+    if (!since) return "";
+    since[10 + strcspn(since + 9, "\"") - 1] = 0;
+    return since + 9;
+}
+
 E2E(a_pause_holds_all_but_failures)
 {
     e2e_agent *agent = e2e_shared_agent();
@@ -188,6 +198,14 @@ E2E(a_pause_holds_all_but_failures)
     CHECK_INT(e2e_cli("pause", "--consul", at, "-s", "still", NULL), 0);
     CHECK(strstr(e2e_out, "paused already") != NULL);
     paused_shows(agent, "still", "night", true);
+    char since[60];
+    snprintf(since, sizeof since, "%s", paused_since(agent, "still"));
+    e2e_sleep(1100);        /* it is told to the second */
+    CHECK_INT(e2e_cli("pause", "--consul", at, "-s", "still", "--reason", "night, part two", NULL), 0);
+    CHECK(strstr(e2e_out, "paused already: the reason was replaced") != NULL);
+    paused_shows(agent, "still", "night, part two", true);
+    CHECK(*since);
+    CHECK_STR(paused_since(agent, "still"), since);
 
     /* Two join: they get nothing, nobody's worker is touched, and that is all there is to wait for. */
     e2e_instance c = e2e_run(agent, "still", "c", NULL);
