@@ -542,7 +542,7 @@ static const option OPTIONS[] = {
     {"instances", 0, "LIST", PLAN, set_list, AT(instances), "ID[:WEIGHT]...: plan on paper, for these instead of a running service"},
     {"add", 0, "ID[:WEIGHT]", PLAN, set_one_more, AT(add), "as if this instance joined; may be repeated"},
     {"remove", 0, "ID", PLAN, set_one_more, AT(remove), "as if this instance left; may be repeated"},
-    {"weight", 0, "ID=WEIGHT", PLAN, set_one_more, AT(reweigh), "as if this instance had that weight; may be repeated"},
+    {"weight", 0, "ID=WEIGHT", PLAN, set_one_more, AT(reweigh), "as if this instance had that weight; refused for one that is draining; may be repeated"},
     {"reason", 0, "TEXT", PAUSE, set_text, AT(reason), "why, for those who look"},
     {"json", 0, NULL, STATUS | PLAN | TIMINGS, set_flag, AT(json), "one line of JSON instead of a table"},
     {"watch", 0, NULL, STATUS, set_flag, AT(watch), "show it again whenever it changes"},
@@ -2072,7 +2072,8 @@ static bool roster_remove(const program *p, roster *r, const char *id)
     return true;
 }
 
-/* "ID=WEIGHT"; cut apart in place. A draining instance keeps none. */
+/* "ID=WEIGHT"; cut apart in place. A draining instance has none, and no weight that it
+ * is given would move anything. */
 static bool roster_reweigh(const program *p, roster *r, char *word)
 {
     char *sign = strrchr(word, '=');
@@ -2081,7 +2082,8 @@ static bool roster_reweigh(const program *p, roster *r, char *word)
     *sign = 0;
     size_t at = roster_find(r, word);
     if (at == r->count) { say(p, "--weight %s: there is no such instance", word); return false; }
-    if (r->members[at].weight) r->members[at].weight = (uint32_t)weight;
+    if (!r->members[at].weight) { say(p, "--weight %s=%lu: the instance is draining, and takes nothing whatever its weight: manager undrain first", word, weight); return false; }
+    r->members[at].weight = (uint32_t)weight;
     return true;
 }
 

@@ -195,6 +195,8 @@ E2E(wait_drain_undrain_evict)
     CHECK_STR(e2e_spread(&view), "8 0");
     const e2e_member *member = e2e_member_of(&view, "a");
     CHECK(member && member->draining && member->alive);
+    refused(e2e_cli("plan", "--consul", at, "-s", "ops", "--weight", "a=3", NULL), 64, "--weight a=3: the instance is draining", "weight of one that takes nothing");
+    CHECK_INT(e2e_cli("plan", "--consul", at, "-s", "ops", "--weight", "b=3", NULL), 0);
     CHECK_INT(e2e_cli("undrain", "--consul", at, "-s", "ops", "a", NULL), 0);
     CHECK(e2e_wait_settled(agent, "ops", 2, 8, &view, 15000));
     CHECK_STR(e2e_spread(&view), "4 4");
