@@ -978,8 +978,24 @@ static void table_end(text *out, table *t)
 
 /* ---- a view as a table ---- */
 
-static void instance_notes(text *out, const mgr_view_instance *i)
+/* Gone, but the map still counts on its return: --rejoin-grace. */
+static bool is_away(const mgr_view *view, const mgr_view_instance *i)
 {
+    for (size_t n = 0; !i->alive && n < view->partition_count; n++)
+        if (same(view->partitions[n].assigned, i->id)) return true;
+    return false;
+}
+
+static const mgr_view_instance *instance_in(const mgr_view *view, const char *id)
+{
+    for (size_t i = 0; id && i < view->instance_count; i++)
+        if (strcmp(view->instances[i].id, id) == 0) return &view->instances[i];
+    return NULL;
+}
+
+static void instance_notes(text *out, const mgr_view *view, const mgr_view_instance *i)
+{
+    if (is_away(view, i)) text_add(out, "away, its share is kept ");
     if (i->joining) text_add(out, "joining ");
     if (i->draining) text_add(out, "draining ");
     if (i->evicting) text_add(out, "evicting ");
@@ -997,7 +1013,7 @@ static void view_instances(text *out, const mgr_view *view)
     for (size_t n = 0; n < view->instance_count; n++) {
         const mgr_view_instance *i = &view->instances[n];
         text notes = { NULL, 0, 0, false }, lease = { NULL, 0, 0, false };
-        instance_notes(&notes, i);
+        instance_notes(&notes, view, i);
         text_duration(&lease, i->lease_ms);
         cell_add(&t, PLAIN, "%s", i->id);
         cell_add(&t, i->alive ? GREEN : RED, "%s", i->alive ? "yes" : "no");
@@ -1763,13 +1779,6 @@ static int cmd_wait(program *p)
     return code;
 }
 
-static const mgr_view_instance *instance_in(const mgr_view *view, const char *id)
-{
-    for (size_t i = 0; id && i < view->instance_count; i++)
-        if (strcmp(view->instances[i].id, id) == 0) return &view->instances[i];
-    return NULL;
-}
-
 static bool refuses(const mgr_view_instance *i, const char *partition)
 {
     for (size_t r = 0; r < i->refuse_count; r++) if (strcmp(i->refuses[r], partition) == 0) return true;
@@ -1791,7 +1800,12 @@ static const char *bar_of(const mgr_view_instance *i, const char *partition)
 static void why_on_its_way(text *out, const mgr_view *view, const mgr_view_partition *q)
 {
     const mgr_view_instance *taker = instance_in(view, q->assigned), *loser = instance_in(view, q->last_owner);
-    if (q->owner) {
+    if (!q->owner && taker && !taker->alive) {
+        text_format(out, "%s is away, and its share is kept for its return (--rejoin-grace): if it is not back in time, another takes it over; manager drain -s %s %s gives it away now",
+                    taker->id, view->service_id, taker->id);
+        if (q->lost) text_add(out, ". Nobody has proven that its work is dead, so whoever takes it waits the delay");
+        if (q->lost && *q->lost_why) text_format(out, " (its host looked for a proof: %s)", q->lost_why);
+    } else if (q->owner) {
         text_format(out, "the map moved it from %s to %s: %s stops its work and releases it, then %s takes it over",
                     q->owner, q->assigned, q->owner, q->assigned);
     } else if (q->lost) {
