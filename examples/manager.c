@@ -516,7 +516,7 @@ static const option OPTIONS[] = {
     {"placement", 0, "POLICY", PARTITIONS, set_placement, AT(placement), "rush or slots: how they are placed from now on; default as before"},
     {"placement", 0, "POLICY", PLAN, set_placement, AT(placement), "as if they were placed by rush or slots; without it, as the service is"},
     {"count", 'n', "INSTANCES", DEV, set_dev_count, AT(dev_count), "how many instances; default 3"},
-    {"once", 0, NULL, RUN | DEV, set_flag, AT(once), "run COMMAND once a partition, instead of restarting it when it ends"},
+    {"once", 0, NULL, RUN | DEV, set_flag, AT(once), "do not restart COMMAND when it ends; it runs again where the partition moves to, or its instance is restarted"},
     {"shell", 0, NULL, RUN | DEV, set_flag, AT(shell), "COMMAND is one argument, for sh -c; nothing in it is replaced"},
     {"directory", 0, "DIR", RUN | DEV, set_directory, AT(directory), "where COMMAND starts; default: the directory this is called in"},
     {"weight", 0, "NUMBER", RUN, set_weight, AT(weight), "share of the work against other instances; default 1"},
@@ -1837,7 +1837,7 @@ static void why_reason(text *out, const mgr_view *view, const mgr_view_partition
         pause_text(out, view);
     } else if (same(q->owner, q->assigned) && q->owner) {
         text_format(out, "the map gives it to %s, which holds its lock and works on it", q->assigned);
-        if (q->attempts > 1) text_format(out, "; its process keeps ending, and is started again after a pause: see what it says on stderr");
+        if (q->attempts > 1) text_format(out, "; its process has ended and was started again, %u time%s so far: its stderr says why", (unsigned)q->attempts - 1, q->attempts == 2 ? "" : "s");
     } else if (q->assigned) {
         why_on_its_way(out, view, q);
     }
@@ -2785,7 +2785,7 @@ static void help_footer(unsigned commands)
 {
     bool lists = help_speaks_of(commands, "LIST"), durations = help_speaks_of(commands, "DURATION");
     if (lists || durations) fputs("\n", stdout);
-    if (lists) fputs("A LIST is 0..15, or a,b,c, or @FILE with one name a line.\n", stdout);
+    if (lists) fputs("A LIST is 0..15, or a,b,c, or both as in 0..15,x, or @FILE with one name a line.\n", stdout);
     if (durations) fputs("A DURATION needs a unit: 250ms, 10s, 5m.\n", stdout);
     fputs("\nExit codes: ", stdout);
     for (size_t i = 0, shown = 0; i < sizeof EXITS / sizeof *EXITS; i++)
