@@ -2257,8 +2257,11 @@ static int plan_on_paper(program *p, plan *x)
 
 static int plan_make(program *p, plan *x, const mgr_view *view)
 {
-    for (size_t i = 0; i < p->opt.remove.count; i++)
+    for (size_t i = 0; i < p->opt.remove.count; i++) {
+        const mgr_view_instance *v = view ? instance_in(view, p->opt.remove.names[i]) : NULL;
+        if (v && is_away(view, v)) continue;    /* counted as gone already */
         if (!roster_remove(p, &x->after.roster, p->opt.remove.names[i])) return EXIT_USAGE;
+    }
     for (size_t i = 0; i < p->opt.add.count; i++)
         if (!roster_parse(p, &x->after.roster, p->opt.add.names[i])) return EXIT_USAGE;
     for (size_t i = 0; i < p->opt.reweigh.count; i++)
@@ -2347,12 +2350,24 @@ static void plan_free(plan *x)
     side_free(&x->after);
 }
 
+/* Those whose share is kept, unless the plan is about them. */
+static void plan_away(const program *p, text *out, const plan *x, const mgr_view *view)
+{
+    for (size_t i = 0; i < view->instance_count; i++) {
+        const mgr_view_instance *v = &view->instances[i];
+        bool asked = roster_find(&x->after.roster, v->id) < x->after.roster.count;
+        for (size_t n = 0; n < p->opt.remove.count; n++) asked = asked || same(p->opt.remove.names[n], v->id);
+        if (!asked && is_away(view, v)) text_format(out, "%s is away, and counted as gone; its share is kept for its return: --add %s counts it as back\n", v->id, v->id);
+    }
+}
+
 static int plan_show(program *p, plan *x, const mgr_view *view)
 {
     int code = plan_make(p, x, view);
     text out = { NULL, 0, 0, false };
     if (code == EXIT_OK && p->opt.json) plan_json(&out, x);
     else if (code == EXIT_OK) plan_table(&out, x);
+    if (code == EXIT_OK && !p->opt.json && view) plan_away(p, &out, x, view);
     if (code == EXIT_OK && !p->opt.json && view && view->paused) {
         pause_text(&out, view);
         text_format(&out, "; nothing of this moves before manager resume -s %s, unless what has it fails, drains or leaves\n", p->opt.service);
@@ -2599,7 +2614,6 @@ static void settings_of(settings *s, const options *o, uint32_t lease_ms, uint32
     s->margin_ms = MGR_KILL_MARGIN_MS;
     s->ttl_ms = given_ms(o->ttl_ms, DEFAULT_TTL_MS);
     s->grace_ms = given_ms(o->stop_grace_ms, s->lease_ms / 3);
-    if (s->grace_ms > s->lease_ms) s->grace_ms = s->lease_ms;
     s->rejoin_ms = given_ms(o->rejoin_grace_ms, 0);
     s->settle_ms = given_ms(o->settle_ms, DEFAULT_SETTLE_MS);
 }
@@ -2689,6 +2703,16 @@ static void timings_too_short(text *out, const settings *s)
     text_duration(out, least_delay_ms(s->lease_ms));
 }
 
+/* What run would refuse. */
+static int timings_check(const program *p, const settings *s)
+{
+    if (s->lease_ms < 1000 || s->lease_ms > 86400000) say(p, "--lease is %lldms: it must be from 1000 to 86400000", (long long)s->lease_ms);
+    else if (s->ttl_ms < 10000 || s->ttl_ms > 86400000) say(p, "--ttl is %lldms: Consul takes 10000 to 86400000", (long long)s->ttl_ms);
+    else if (s->grace_ms > s->lease_ms / 2) say(p, "--stop-grace %lldms is too long: it may be at most half of --lease %lldms", (long long)s->grace_ms, (long long)s->lease_ms);
+    else return EXIT_OK;
+    return EXIT_CONFIG;
+}
+
 static int cmd_timings(program *p)
 {
     uint32_t lease_ms = 0, delay_ms = 0;
@@ -2697,6 +2721,8 @@ static int cmd_timings(program *p)
     if (code) return code;
     settings_of(&s, &p->opt, lease_ms, delay_ms);
     text out = { NULL, 0, 0, false };
+    code = timings_check(p, &s);
+    if (code) return code;
     if (s.delay_ms < least_delay_ms(s.lease_ms)) {
         timings_too_short(&out, &s);
         say(p, "%s", text_of(&out));
