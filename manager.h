@@ -383,7 +383,7 @@
  *
  * isolate keeps a worker's whole tree certain. auto is a cgroup where one is writable,
  * else none. pidns is made on request only: workers then see other pids than the host
- * (mgr_pid, events and status show the host's), and /proc is theirs; without
+ * (mgr_pid and events show the host's), and /proc is theirs; without
  * CAP_SYS_ADMIN it takes a user namespace, in which no process may have another uid or
  * gid (MGR_DENIED). Where the kernel refuses, mgr_open says MGR_INVALID, and why.
  *
@@ -599,7 +599,7 @@ typedef enum mgr_isolate {
     MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
     MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper, with a /proc of its own: workers see other pids than the host.
                                    Takes CAP_SYS_ADMIN, or user namespaces (then no process may have another uid or gid); else mgr_open refuses */
-    MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; status shows which */
+    MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; `manager status --json` shows which */
 } mgr_isolate;
 
 /* How partitions are placed. A property of the service, not of an instance: it stands

@@ -1178,9 +1178,13 @@ static void view_json(text *out, const mgr_view *view)
         text_add(out, n ? ",{\"id\":" : "{\"id\":");
         text_json(out, i->id);
         if (view->placement == MGR_PLACEMENT_SLOTS) text_format(out, ",\"slot\":%u", (unsigned)i->slot);
-        text_format(out, ",\"alive\":%s,\"weight\":%u,\"draining\":%s,\"joined\":%llu,\"owned\":%u,\"refuses\":[",
-                    json_bool(i->alive), (unsigned)i->weight, json_bool(i->draining),
-                    (unsigned long long)i->joined, (unsigned)i->owned);
+        text_format(out, ",\"alive\":%s,\"away\":%s,\"weight\":%u,\"joining\":%s,\"draining\":%s,\"evicting\":%s,\"joined\":%llu,\"owned\":%u,\"lease_ms\":%u,\"delay_ms\":%u,\"node\":",
+                    json_bool(i->alive), json_bool(is_away(view, i)), (unsigned)i->weight, json_bool(i->joining), json_bool(i->draining),
+                    json_bool(i->evicting), (unsigned long long)i->joined, (unsigned)i->owned, (unsigned)i->lease_ms, (unsigned)i->delay_ms);
+        text_json(out, i->node ? i->node : "");
+        text_add(out, ",\"isolate\":");
+        text_json(out, i->isolate ? i->isolate : "");
+        text_add(out, ",\"refuses\":[");
         for (size_t r = 0; r < i->refuse_count; r++) {
             if (r) text_add(out, ",");
             text_json(out, i->refuses[r]);
@@ -1200,6 +1204,10 @@ static void view_json(text *out, const mgr_view *view)
         text_json_or_null(out, p->owner);
         text_format(out, ",\"state\":\"%s\",\"fence\":%llu,\"since\":", STATES[p->state], (unsigned long long)p->fence);
         text_json_or_null(out, p->since);
+        text_format(out, ",\"attempts\":%u,\"last_exit\":", (unsigned)p->attempts);
+        text_json(out, p->last_exit);
+        text_format(out, ",\"ended\":%s,\"lost\":%s,\"last_owner\":", json_bool(p->ended), json_bool(p->lost));
+        text_json(out, p->last_owner ? p->last_owner : "");
         text_add(out, "}");
     }
     text_add(out, "]}\n");
