@@ -48,6 +48,8 @@
  *         return result != MGR_OK;
  *     }
  *
+ * (In C++ = {} instead of = {0} keeps -Wextra quiet.)
+ *
  * Needs C99 or C++11, POSIX.1-2008, gcc or clang, and a Consul agent (1.8 or
  * later) that can be reached over HTTP or a unix socket. In a second C file include
  * it without the macro; or define MANAGER_STATIC as well, and it is private to one.
@@ -570,7 +572,8 @@ typedef enum mgr_event_kind {
  *   partition  assumed .. unplaceable, started .. stuck, checks of a partition
  *   instance   member-*, identity, waiting (who holds it), paused (who did it)
  *   name, pid  started .. stuck: the process; check: its id
- *   fence      assumed .. released, started .. stuck
+ *   fence      assumed, releasing, partition-lost, started .. stuck; in others of a
+ *              partition the last one that it had here, or 0
  *   status     exited, ended, check */
 typedef struct mgr_event {
     mgr_event_kind kind;
@@ -14556,7 +14559,8 @@ static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
         mgr__str id = mgr__check_consul_id(m, &r, check);
         for (size_t k = 0; k < a->kv_count; k++) {
             if (!mgr__str_eq(a->kvs[k].key, id)) continue;
-            mgr__check_set(m, check, mgr__str_is(a->kvs[k].value, "passing") ? 0 : mgr__str_is(a->kvs[k].value, "warning") ? 1 : 2, "reported by the worker");
+            int state = mgr__str_is(a->kvs[k].value, "passing") ? 0 : mgr__str_is(a->kvs[k].value, "warning") ? 1 : 2;
+            mgr__check_set(m, check, state, state == 2 ? "its TTL ran out, or the worker said so" : "as Consul has it");
         }
     }
     mgr__arena_free(&r.arena);
@@ -15248,7 +15252,7 @@ static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t time
     if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     if (mgr__marker_stands(&picture->marker)) return MGR_OK;
     mgr__picture_free(picture);
-    return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s: is the id right, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
+    return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s that we may read: is the id right, does it need a token, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
 }
 
 static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *set, uint32_t timeout_ms)
@@ -15272,8 +15276,10 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     const mgr__standing_wish *standing = mgr__picture_wish(&picture, mgr__str_of(instance));
     bool takes_back = !evict && !drain && standing;     /* undrain of an instance that is away */
     if ((!member && !takes_back) || (evict && !member->alive)) {
+        bool away = member != NULL;
         mgr__picture_free(&picture);
-        return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no live instance \"%s\": see `manager status`", m->desc.service_id, instance);
+        if (away) return mgr__manager_fail(m, MGR_NOT_FOUND, "instance \"%s\" of service \"%s\" is not alive: draining it gives away what is kept for its return", instance, m->desc.service_id);
+        return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no instance \"%s\": see `manager status`", m->desc.service_id, instance);
     }
     mgr__wish wish;
     wish.drain = evict ? member->wish_drain : drain;

@@ -1915,6 +1915,15 @@ static mgr_result partitions_set(program *p, mgr *m, const list *names)
     return p->opt.placement ? mgr_set_placement(m, p->opt.placement, set, names->count) : mgr_set_partitions(m, set, names->count);
 }
 
+/* No set stands: the first one makes the service, also under a name that was mistyped. */
+static bool is_new(mgr *m)
+{
+    mgr_view *view = NULL;
+    mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
+    if (view) mgr_view_free(m, view);
+    return result == MGR_NOT_FOUND;
+}
+
 static int cmd_partitions(program *p)
 {
     mgr *m = NULL;
@@ -1930,6 +1939,7 @@ static int cmd_partitions(program *p)
         text_add(&done, " now");
     }
     if (p->opt.placement) text_format(&done, "%s is placed by %s now", names.count ? ", and" : "", placement_word(p->opt.placement));
+    if (!code && is_new(m)) text_format(&done, "; it is a new service: no instance was ever there, start one with manager run -s %s -- COMMAND", p->opt.service);
     if (!code) code = admin_done(p, m, partitions_set(p, m, &names), text_of(&done));
     text_free(&done);
     list_free(&names);
