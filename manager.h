@@ -217,7 +217,10 @@
  *      or a lower one: fences grow. (mgr__cluster_lock_won, mgr__part_lose)
  *  S9  When Consul's index goes down no "released" is believed for the delay, all that
  *      is held is confirmed at once, and fence_base is raised; locks hang on the marker
- *      that is known. (mgr__cluster_index_down, mgr__cluster_ask_marker)
+ *      and on our own key as they are known: after a restore new indices are higher than
+ *      ever, but these keys are not as they were, or others have come back.
+ *      A program started only then cannot know; it is to be started a delay later.
+ *      (mgr__cluster_index_down, mgr__picture_went_back, mgr__cluster_ask_marker)
  *  S10 A first set hangs on a marker, created with an empty hash; then sessions are
  *      counted, then owner keys are made at the marker's index, and the set is named
  *      last. "released" is written only for new names, and for a first set only if no
@@ -5082,6 +5085,7 @@ typedef struct mgr__part {
     uint64_t fence;             /* fence_base + the lock's ModifyIndex: what work sees */
     uint64_t watermark;         /* highest fence under which an unlock was sent: no work starts at or below it */
     uint64_t doubt_index;       /* a lock conditioned on this index was sent and never answered; 0: none */
+    bool     came_back;         /* the store went back in time: a lock that we gave back may stand again, to be read */
     uint64_t round;             /* of confirmation */
     bool     writing;           /* its key is in flight on the work lane */
     bool     dirty;             /* what stands in its value is out of date */
@@ -5703,11 +5707,12 @@ static void mgr__cluster_map(mgr__cluster *c)
     mgr__free(c->heap, owners);
 }
 
-/* A lock of ours that landed late, on what we do not want, or no longer: it is given back. */
-static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p)
+/* A lock of ours that landed late, on what we do not want, or no longer: it is given
+ * back. One that a snapshot brought back only after the delay: somebody may work there. */
+static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p, int64_t now)
 {
     bool wanted = c->phase == MGR__PHASE_MEMBER && p->assigned && p->in_set;
-    if (p->state != MGR__PART_IDLE || wanted || p->work || !p->seen || p->stale) return;
+    if (p->state != MGR__PART_IDLE || wanted || p->work || !p->seen || p->stale || now < c->distrust_until) return;
     if (!p->held || !mgr__str_is(mgr__cluster_life(c), p->holder)) return;
     p->state = MGR__PART_UNLOCKING;
     p->key_index = p->seen_index;
@@ -5734,7 +5739,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
     }
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
-        mgr__part_give_back(c, p);
+        mgr__part_give_back(c, p, now);
         if (p->state != MGR__PART_ASSUMED) continue;
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
@@ -5956,7 +5961,7 @@ static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
 
 /* A key that stands has a lower index than before: a snapshot was restored, or
  * the store was wiped and set up anew. (A lower index of an answer alone says
- * nothing: tombstones are collected.) */
+ * nothing: tombstones are collected.) A lock that we gave back may stand again. */
 static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
 {
     c->fence_floor = c->fence_top;
@@ -5964,8 +5969,24 @@ static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
     c->index_max = 0;
     c->pause_put = c->pause_taken = 0;
     c->next_round = now;
+    for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->watermark) c->parts[i]->stale = c->parts[i]->came_back = true;
     mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(),
                       "Consul's index went down (a snapshot was restored, or the store was wiped): no release is believed for the delay");
+}
+
+/* Restored keys have their old indices, but what is written next gets a higher one than
+ * ever, so that a lock tells nothing, nor a marker that was not changed since: but a
+ * member's key went back, or one that was gone stands again. Whoever gave a partition away
+ * has written its own key in that transaction. (A picture from a server that lags behind
+ * could look so; mgr__cluster_watch_answer passes over the first whose index fell. It
+ * would cost a delay.) */
+static bool mgr__picture_went_back(const mgr__picture *old, const mgr__picture *fresh)
+{
+    for (size_t i = 0; i < fresh->member_count; i++) {
+        const mgr__member *m = &fresh->members[i], *before = mgr__picture_member(old, m->id);
+        if (m->modify_index < (before ? before->modify_index : old->index)) return true;
+    }
+    return false;
 }
 
 /* Kept in memory, for a key, or the whole store, may be deleted by hand. */
@@ -6005,7 +6026,11 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     mgr__picture fresh;
     if (!mgr__picture_read(&fresh, c->heap, &c->root, a->index, a->kvs, a->kv_count)) { c->failed = true; return; }
-    if (fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index) mgr__cluster_index_down(c, now);
+    bool back = fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index;
+    if (back || (c->have_picture && mgr__picture_went_back(&c->picture, &fresh))) {
+        mgr__cluster_index_down(c, now);
+        if (c->own_index && mgr__picture_member(&fresh, c->config.instance_id)) c->own_unclear = true;     /* once, not again with the next lock */
+    }
     if (a->index > c->index_max) c->index_max = a->index;
     mgr__cluster_compare_members(c, &fresh);
     if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) && strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
@@ -6039,7 +6064,7 @@ static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, 
     if (!p->held && p->seen_released && believed) return now;
     bool certified = p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder));
     if (certified && believed) return now;
-    if (p->held) return certified ? c->distrust_until : MGR__NEVER;
+    if (p->held) return certified || mgr__str_is(mgr__cluster_life(c), p->holder) ? c->distrust_until : MGR__NEVER;     /* ours: its answer was lost; it is taken anew, with a new fence */
     return p->lost_since + p->lost_delay_ms;
 }
 
@@ -6067,7 +6092,7 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     memset(&owner, 0, sizeof owner);
     if (kv) mgr__holding_read(&owner, kv, &scratch, &arena);
     else owner.session = owner.life = owner.instance = mgr__nobody();
-    p->stale = false;
+    p->stale = p->came_back = false;
     p->held = owner.session.len > 0;
     p->seen_exists = owner.exists;
     p->seen_released = owner.released;
@@ -6611,11 +6636,11 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
     mgr__errand *e = NULL;
     for (size_t i = 0; i < c->part_count && (!e || e->request.op_count + MGR__LOCK_OPS <= MGR__TXN_OPS_MAX); i++) {
         mgr__part *p = c->parts[i];
-        bool ours = p->held && mgr__str_is(mgr__cluster_life(c), p->holder);    /* a lock whose answer was lost: take it anew, with a new fence */
-        if (!mgr__part_wanted(c, p) || p->stale || (!ours && mgr__part_takeable_at(c, p, now) > now)) continue;
+        if (!mgr__part_wanted(c, p) || p->stale || mgr__part_takeable_at(c, p, now) > now) continue;
         if (!e) {
             e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
             mgr__cluster_check_marker(c, &e->request);
+            mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);     /* a snapshot that was restored shows in it */
         }
         p->since_ms = (uint64_t)now + c->wall_offset_ms;
         p->attempts = 0;
@@ -6655,7 +6680,7 @@ static bool mgr__cluster_ask_missing(mgr__cluster *c, int64_t now)
 
 static bool mgr__part_reads(const mgr__cluster *c, const mgr__part *p)
 {
-    return p->stale && !p->writing && (mgr__part_wanted(c, p) || mgr__part_works(p) || p->doubt_index || p->state == MGR__PART_UNLOCKING || p->state == MGR__PART_ACQUIRING);
+    return p->stale && !p->writing && (mgr__part_wanted(c, p) || mgr__part_works(p) || p->doubt_index || p->came_back || p->state == MGR__PART_UNLOCKING || p->state == MGR__PART_ACQUIRING);
 }
 
 static bool mgr__cluster_ask_read(mgr__cluster *c, int64_t now)
@@ -7336,6 +7361,7 @@ static void mgr__cluster_own_answer(mgr__cluster *c, mgr__errand *e, const mgr__
             mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "our session no longer holds our own key", now);
             return;
         }
+        if (own->modify_index < c->own_index && now >= c->distrust_until) mgr__cluster_index_down(c, now);
         c->own_index = own->modify_index;
         if (e->task == MGR__TASK_OWN_READ) { c->own_unclear = false; c->own_dirty = true; c->releases++; }
         return;
@@ -7361,7 +7387,7 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
     }
     if (p->state == MGR__PART_ACQUIRING) p->state = MGR__PART_IDLE;
     if (p->state == MGR__PART_UNLOCKING && !ours) p->state = MGR__PART_IDLE;
-    mgr__part_give_back(c, p);
+    mgr__part_give_back(c, p, now);
     if (p->state == MGR__PART_UNLOCKING) p->key_index = p->seen_index;
 }
 
@@ -7455,6 +7481,7 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         p->stale = p->stale || blamed || a->outcome != MGR__OUTCOME_CONFLICT;
     }
     bool outrun = a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_LOCK && a->failed_count && a->failed[0] == 0;
+    for (size_t f = 0; f < a->failed_count && e->task == MGR__TASK_LOCK; f++) if (a->failed[f] == 1) c->own_unclear = true;
     if (outrun) mgr__cluster_outrun(c, now);
     else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "lock partitions", now);
 }

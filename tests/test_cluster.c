@@ -3190,6 +3190,182 @@ TEST(a_lock_below_the_highest_index_waits_for_a_new_fence_base)
     world_end(w);
 }
 
+static void box_block(box *b, bool on) { for (int lane = 0; lane < MGR__LANE_COUNT; lane++) b->blocked[lane] = on; }
+
+/* What a snapshot holds. */
+typedef struct snapshot { mgr__arena arena; mgr__kv kvs[40]; size_t count; } snapshot;
+
+static void snapshot_take(world *w, snapshot *s)
+{
+    mgr__arena_init(&s->arena, &w->heap);
+    s->count = dc_list(&w->store, mgr__str_of("manager/svc/"), s->kvs, MGR__COUNT(s->kvs));
+    for (size_t i = 0; i < s->count; i++) {
+        s->kvs[i].key = mgr__arena_str(&s->arena, s->kvs[i].key);
+        s->kvs[i].value = mgr__arena_str(&s->arena, s->kvs[i].value);
+        s->kvs[i].session = mgr__arena_str(&s->arena, s->kvs[i].session);
+    }
+}
+
+static void session_restore(world *w, size_t at, const char *life)
+{
+    dc_session_create(&w->store, w->now, mgr__str_of("manager/svc/"), TTL_MS, 0, NULL, 0);
+    mgr__copy_text(w->store.sessions[at]->id, DC_ID_BYTES, mgr__str_of(life));
+}
+
+/* As Consul does it: keys and sessions with their indices of then, and what is written
+ * next gets a higher one than ever. */
+static void snapshot_restore(world *w, snapshot *s, const char *life, const char *other)
+{
+    uint64_t highest = dc_index(&w->store);
+    dc_close(&w->store);
+    dc_open(&w->store, &w->heap, 79);
+    session_restore(w, 0, life);
+    if (other) session_restore(w, 1, other);
+    for (uint64_t at = 0; at < 1000; at++)
+        for (size_t i = 0; i < s->count; i++) {
+            uint32_t failed[MGR__TXN_OPS_MAX];
+            size_t results = 8, failed_count;
+            mgr__kv out[8];
+            if (s->kvs[i].modify_index != at) continue;
+            mgr__op op = op_of(s->kvs[i].session.len ? MGR__LOCK : MGR__SET, "", "", "", 0);
+            op.key = s->kvs[i].key;
+            op.value = s->kvs[i].value;
+            op.session = s->kvs[i].session;
+            w->store.index = at - 1;
+            CHECK(dc_txn(&w->store, w->now, &op, 1, out, &results, failed, &failed_count));
+        }
+    w->store.index = highest + 1;
+    mgr__arena_free(&s->arena);
+}
+
+TEST(a_snapshot_restored_with_higher_indices_is_noticed_before_anything_is_taken)
+{
+    world *w = the_world();
+    snapshot s;
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 3000);
+    CHECK_INT(works_count(a), 6);
+    snapshot_take(w, &s);
+    box *b = box_open(w, 1, "b", 6);
+    run(w, 5000);
+    size_t taken = works_count(b);
+    CHECK(taken > 0 && works_count(a) + taken == 6);
+    snapshot_restore(w, &s, a->core.life, NULL);      /* b is no member, and its partitions are locked by a */
+    box_block(b, true);
+    put(w, "cluster/wishes/x", "{}");
+    forget(a);
+    int64_t restored = w->now;
+    while (!said(a, "begin") && w->now < restored + 10 * LEASE_MS) run(w, STEP_MS);     /* box_begin looks for a second owner */
+    CHECK(said(a, "index went down") && w->now - restored >= DELAY_MS);
+    run(w, LEASE_MS);
+    CHECK_INT(works_count(a), 6);
+    const char *told = strstr(mgr__buf_cstr(&a->log), "index went down");
+    CHECK(told && !strstr(told + 1, "index went down"));
+    world_end(w);
+}
+
+/* The one whose key is not there any more is first to know, and enters again. */
+static void enters_again(const char *late)
+{
+    world *w = the_world();
+    snapshot s;
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 3000);
+    if (late) put(w, late, "{}");
+    snapshot_take(w, &s);
+    if (late) CHECK(store_do(w, MGR__DELETE_CAS, late, "", "", look(w, late).modify_index));
+    box *b = box_open(w, 1, "b", 6);
+    box *c = box_open(w, 2, "c", 6);
+    run(w, 6000);
+    CHECK(works_count(b) && works_count(c) && works_count(a) + works_count(b) + works_count(c) == 6);
+    snapshot_restore(w, &s, a->core.life, NULL);
+    box_block(a, true);
+    box_block(b, true);
+    forget(c);
+    run(w, LEASE_MS);
+    CHECK(said(c, "index went down"));
+    box_block(a, false);
+    run(w, 4 * LEASE_MS + 2 * DELAY_MS);
+    CHECK(works_count(a) + works_count(c) == 6);
+    world_end(w);
+}
+
+TEST(who_enters_again_after_a_restore_knows_it_by_a_key_that_went_back) { enters_again(NULL); }
+TEST(who_enters_again_after_a_restore_knows_it_by_who_came_back) { enters_again("cluster/instances/x"); }
+
+/* Restoring wakes no held query. */
+TEST(a_lock_hangs_on_the_own_key_for_a_restore_that_no_picture_shows)
+{
+    world *w = the_world();
+    snapshot s;
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 3000);
+    snapshot_take(w, &s);
+    box *b = box_open(w, 1, "b", 6);
+    run(w, 5000);
+    CHECK(works_count(b) > 0);
+    b->keeps_work = true;
+    put(w, "cluster/wishes/b", "{\"drain\":true}");
+    run(w, 1000);                               /* a waits for what b still works on */
+    snapshot_restore(w, &s, a->core.life, NULL);
+    a->blocked[MGR__LANE_WATCH] = true;
+    box_block(b, true);
+    forget(a);
+    int64_t restored = w->now;
+    for (size_t i = 0; i < a->core.part_count; i++) a->core.parts[i]->stale = true;    /* the audit is due */
+    while (!said(a, "index went down") && !said(a, "begin") && w->now < restored + LEASE_MS) run(w, STEP_MS);
+    a->blocked[MGR__LANE_WATCH] = false;
+    for (size_t i = 0; i < b->core.part_count; i++) if (works(b, (int)i)) box_gone(w, b, b->core.parts[i]->name.at);     /* within its lease */
+    while (!said(a, "begin") && w->now < restored + 10 * LEASE_MS) run(w, STEP_MS);
+    CHECK(said(a, "index went down") && said(a, "begin") && w->now - restored >= DELAY_MS);
+    world_end(w);
+}
+
+/* What was given back and taken by another is locked by us again: it is not "released",
+ * or one that has only now been started would believe it. */
+TEST(a_lock_that_a_snapshot_brought_back_is_given_back_after_the_delay)
+{
+    world *w = the_world();
+    snapshot s;
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 3000);
+    snapshot_take(w, &s);
+    box *b = box_open(w, 1, "b", 6);
+    run(w, 5000);
+    CHECK(works_count(b) > 0);
+    snapshot_restore(w, &s, a->core.life, NULL);
+    box_block(b, true);
+    int64_t restored = w->now;
+    box *c = box_open(w, 2, "c", 6);
+    while (!said(c, "begin 5") && w->now < restored + 10 * LEASE_MS) run(w, STEP_MS);   /* b's; another one is a's to give */
+    CHECK(said(c, "begin 5") && w->now - restored >= DELAY_MS);
+    run(w, LEASE_MS);
+    CHECK(works_count(a) + works_count(c) == 6);
+    world_end(w);
+}
+
+TEST(a_lock_that_a_snapshot_brought_back_and_nobody_wants_is_given_back)
+{
+    world *w = the_world();
+    snapshot s;
+    box *a = box_open(w, 0, "a", 6);
+    run(w, 3000);
+    a->keeps_work = true;
+    box *b = box_open(w, 1, "b", 6);
+    for (int i = 0; i < 1000 && !said(a, "releasing"); i++) run(w, STEP_MS);
+    run(w, 500);
+    snapshot_take(w, &s);                       /* b waits for what a still works on */
+    a->keeps_work = false;
+    for (size_t i = 0; i < a->core.part_count; i++) if (a->core.parts[i]->state == MGR__PART_RELEASING) box_gone(w, a, a->core.parts[i]->name.at);
+    run(w, 3000);
+    size_t taken = works_count(b);
+    CHECK(taken > 0 && works_count(a) + taken == 6);
+    snapshot_restore(w, &s, a->core.life, b->core.life);
+    run(w, 3 * LEASE_MS + DELAY_MS);
+    CHECK((size_t)works_count(b) == taken && works_count(a) + taken == 6);
+    world_end(w);
+}
+
 /* Another's fences are not known here; that a lock got a lower index than was ever
  * seen says enough, before any picture shows it. */
 TEST(a_lock_below_all_that_was_seen_starts_no_work)
@@ -3690,6 +3866,12 @@ int main(int argc, char **argv)
     RUN(what_is_held_is_confirmed_at_once_when_the_index_went_down);
     RUN(released_is_not_believed_for_the_delay_when_the_index_went_down);
     RUN(a_lock_below_the_highest_index_waits_for_a_new_fence_base);
+    RUN(a_snapshot_restored_with_higher_indices_is_noticed_before_anything_is_taken);
+    RUN(who_enters_again_after_a_restore_knows_it_by_a_key_that_went_back);
+    RUN(who_enters_again_after_a_restore_knows_it_by_who_came_back);
+    RUN(a_lock_that_a_snapshot_brought_back_is_given_back_after_the_delay);
+    RUN(a_lock_that_a_snapshot_brought_back_and_nobody_wants_is_given_back);
+    RUN(a_lock_hangs_on_the_own_key_for_a_restore_that_no_picture_shows);
     RUN(a_lock_below_all_that_was_seen_starts_no_work);
     RUN(a_wiped_store_is_set_up_anew_as_lost);
     RUN(the_core_survives_any_failed_allocation);
