@@ -7396,7 +7396,7 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
 static bool mgr__part_outrun(const mgr__cluster *c, const mgr__part *p, uint64_t sent_index)
 {
     const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
-    if (!p->held || c->picture.index <= sent_index) return false;
+    if (!p->held || mgr__str_is(mgr__cluster_life(c), p->holder) || c->picture.index <= sent_index) return false;    /* nobody else releases what is ours */
     return !holder || holder->modify_index > sent_index;
 }
 

@@ -235,7 +235,7 @@ mutant P6 moves_unbounded               test_cluster:moves_max '(!c->config.move
 mutant P7 nested_without_end            test_json:depth 'if (j->depth == MGR__JSON_DEPTH_MAX) return' 'if (false) return'
 mutant P7 head_without_end              test_wire:limits 'return ++w->head_bytes <= MGR_HEAD_BYTES_MAX ||' 'return true ||'
 mutant P7 any_body                      test_json:depth_and_size 'if (text.len > MGR_BODY_BYTES_MAX) mgr__json_fail' 'if (false) mgr__json_fail'
-mutant P7 watch_spins                   test_cluster:back_off 'if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) {' 'if (false) {'
+mutant P7 watch_spins                   test_cluster:back_off 'if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) c->watch_not_before' 'if (false) c->watch_not_before'
 mutant P8 guard_is_a_child_like_any     test_host:no_signal 'unsigned long flags = silent ? 0 : SIGCHLD;' 'unsigned long flags = SIGCHLD;'
 mutant P8 mask_stays_blocked            test_host:four_threads '    mgr__process_signals_restore(&before);' ''
 mutant P8 descriptor_is_left            test_host:four_threads '    mgr__process_close(k->keeper_fd);' ''
