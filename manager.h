@@ -777,7 +777,9 @@ MGRAPI const char *mgr_event_word(mgr_event_kind kind);
 
 /* Step until the instance has left. MGR_OK: left because mgr_leave was called.
  * MGR_EVICTED, MGR_IDENTITY, MGR_UNREACHABLE or MGR_TIMEOUT (start_timeout_ms
- * passed), MGR_DENIED. */
+ * passed), MGR_DENIED, MGR_INVALID (it cannot join under the placement that stands),
+ * MGR_LIMIT (MGR_MEMBER_COUNT_MAX are there), MGR_NO_MEMORY. A lease or session that
+ * is lost ends nothing: it enters anew. */
 MGRAPI mgr_result mgr_run(mgr *m);
 
 /* One turn: wait at most timeout_ms (-1: as long as need be) and do what is due.
