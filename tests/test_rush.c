@@ -1,5 +1,7 @@
 /* [rush]: the fast map against a naive one that follows the specification word
  * for word, golden vectors, evenness, movement, and what must fail. */
+static int plain_only;          /* whole maps without AVX2 as well */
+#define MGR__RUSH_HAS_AVX2() (!plain_only && __builtin_cpu_supports("avx2") != 0)
 #define MANAGER_IMPLEMENTATION
 #include "manager.h"
 
@@ -7,7 +9,7 @@
 
 /* ---- the naive map: all pairs sorted, matrices, no cleverness ---- */
 
-enum { NAIVE_P = 64, NAIVE_N = 16 };
+enum { NAIVE_P = 640, NAIVE_N = 200, RANDOM_P = 64, RANDOM_N = 16 };    /* the most, and of random cases */
 
 typedef struct naive {
     size_t   parts, members;
@@ -183,7 +185,7 @@ static void naive_base(naive *n, size_t slots, const int *at)
 
 /* ---- cases ---- */
 
-enum { CASE_P = 1024, CASE_N = 128, CASE_K = 8 };
+enum { CASE_P = 1024, CASE_N = 200, CASE_K = 8, CASE_F = 48 * 1024 };
 
 typedef struct rush_case {
     size_t      parts, members, refused_count;
@@ -191,7 +193,7 @@ typedef struct rush_case {
     char        part_text[CASE_P][12], id_text[CASE_N][12];
     const char *part[CASE_P];
     mgr_member  member[CASE_N];
-    mgr_refusal refused[512];
+    mgr_refusal refused[CASE_F];
     bool        by_slot;
     uint32_t    slot[CASE_N];
     uint32_t    owners[CASE_P * CASE_K];
@@ -201,7 +203,8 @@ static rush_case one, two;
 
 static void case_make(rush_case *c, size_t parts, size_t members, uint32_t replicas, unsigned seed)
 {
-    memset(c, 0, sizeof *c);
+    memset(c, 0, offsetof(rush_case, refused));
+    c->by_slot = false;
     c->parts = parts;
     c->members = members;
     c->replicas = replicas;
@@ -274,11 +277,11 @@ static size_t canonical(const mgr__rush_names *names, size_t count, size_t *at, 
 /* By slot the order of members is that of their slots; those without weight are left out. */
 static void naive_by_slot(naive *n, const rush_case *c, size_t *member_at)
 {
-    int at[64];
+    int at[NAIVE_N];
     size_t slots = 0;
     n->by_slot = true;
     n->members = 0;
-    for (size_t s = 1; s <= 64; s++) {
+    for (size_t s = 1; s <= NAIVE_N; s++) {
         at[s - 1] = -1;
         for (size_t i = 0; i < c->members; i++) {
             if (c->slot[i] != s || !c->member[i].weight) continue;
@@ -295,7 +298,7 @@ static bool same_as_naive(const rush_case *c)
 {
     static naive n;
     mgr__rush_names parts, ids;
-    size_t part_at[NAIVE_P], member_at[NAIVE_N];
+    size_t part_at[NAIVE_P], member_at[NAIVE_N], part_rank[NAIVE_P], member_rank[NAIVE_N];
     bool same = true;
     memset(&n, 0, sizeof n);
     memset(&parts, 0, sizeof parts);
@@ -306,10 +309,11 @@ static bool same_as_naive(const rush_case *c)
     n.members = canonical(&ids, c->members, member_at, n.g);
     if (c->by_slot) naive_by_slot(&n, c, member_at);
     for (size_t i = 0; i < n.members; i++) n.weight[i] = c->member[member_at[i]].weight;
-    for (size_t x = 0; x < n.parts; x++)
-        for (size_t i = 0; i < n.members; i++)
-            for (size_t f = 0; f < c->refused_count; f++)
-                if (c->refused[f].partition == part_at[x] && c->refused[f].member == member_at[i]) n.excluded[x][i] = true;
+    for (size_t x = 0; x < n.parts; x++) part_rank[part_at[x]] = x;
+    for (size_t i = 0; i < c->members; i++) member_rank[i] = NAIVE_N;       /* by slot: one without weight */
+    for (size_t i = 0; i < n.members; i++) member_rank[member_at[i]] = i;
+    for (size_t f = 0; f < c->refused_count; f++)
+        if (member_rank[c->refused[f].member] < NAIVE_N) n.excluded[part_rank[c->refused[f].partition]][member_rank[c->refused[f].member]] = true;
     for (size_t x = 0; x < n.parts; x++)
         for (size_t i = 0; i < n.members; i++) if (!n.weight[i]) n.excluded[x][i] = true;
     for (uint32_t r = 0; r < c->replicas; r++) {
@@ -326,7 +330,7 @@ static void random_case(rush_case *c, unsigned seed)
 {
     mgr__rng rng;
     rng.state = (uint64_t)seed << 32;
-    case_make(c, mgr__rng_below(&rng, NAIVE_P + 1), mgr__rng_below(&rng, NAIVE_N + 1), 1 + mgr__rng_below(&rng, 4), seed);
+    case_make(c, mgr__rng_below(&rng, RANDOM_P + 1), mgr__rng_below(&rng, RANDOM_N + 1), 1 + mgr__rng_below(&rng, 4), seed);
     uint32_t weights = mgr__rng_below(&rng, 4), refusals = mgr__rng_below(&rng, 4);
     for (size_t i = 0; i < c->members; i++) {
         uint32_t w = weights == 0 ? 1 : weights == 1 ? 1 + mgr__rng_below(&rng, 3) : 1 + mgr__rng_below(&rng, 65535);
@@ -381,6 +385,169 @@ TEST(agrees_with_naive)
         printf("seed %u differs: %u partitions, %u members, %u replicas, %u refusals\n", seed, (unsigned)one.parts,
                (unsigned)one.members, (unsigned)one.replicas, (unsigned)one.refused_count);
         test__bad = true;
+    }
+}
+
+/* Half of the pairs and more, in patterns that leave many over: for each instance that
+ * has seats left there is a way only through others. */
+static bool staggered(unsigned pattern, size_t x, size_t i, size_t parts, size_t members)
+{
+    size_t step = x * members / parts;
+    switch (pattern) {
+    case 0: return i < step;
+    case 1: return i > step;
+    case 2: return i != step && i != (step + 1) % members;
+    case 3: return x % 2 && i != step && i != (step + 1) % members;
+    case 4: step = x * 2654435761u % members; return i < step || i >= step + members / 2;
+    default: return mgr__mix64(x << 8 | i) >> 63;
+    }
+}
+
+static void staggered_case(rush_case *c, unsigned seed)
+{
+    static const size_t sizes[][2] = { { 640, 3 }, { 320, 8 }, { 130, 100 }, { 500, 65 }, { 256, 128 } };
+    mgr__rng rng;
+    rng.state = mgr__mix64(seed);
+    size_t parts = sizes[seed % 5][0], members = sizes[seed % 5][1];
+    case_make(c, parts, members, 1, seed);
+    c->by_slot = seed % 3 == 2;
+    for (size_t i = 0; i < members && seed % 3 == 1; i++) c->member[i].weight = mgr__rng_below(&rng, 12);
+    for (size_t x = 0; x < parts; x++)
+        for (size_t i = 0; i < members; i++) {
+            if (!staggered(seed / 5 % 6, x, i, parts, members) || c->refused_count == CASE_F) continue;
+            c->refused[c->refused_count].partition = (uint32_t)x;
+            c->refused[c->refused_count++].member = (uint32_t)i;
+        }
+}
+
+TEST(staggered_refusals_agree_with_naive)
+{
+    for (unsigned seed = 0; seed < 90; seed++) {
+        staggered_case(&one, seed);
+        CHECK_INT(case_map(&one), MGR_OK);
+        if (same_as_naive(&one)) continue;
+        printf("seed %u differs: %u partitions, %u members, %u refusals\n", seed, (unsigned)one.parts, (unsigned)one.members, (unsigned)one.refused_count);
+        test__bad = true;
+    }
+}
+
+/* Each instance's chunks: in order, and just what it owns. */
+static bool chunks_are_right(const mgr__rush *rush)
+{
+    size_t found = 0;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        int64_t before = -1;
+        uint32_t count = 0;
+        for (uint32_t c = rush->chunks.first[i]; c != MGR__RUSH_NONE; c = rush->chunks.chunk[c].next) {
+            for (uint32_t n = 0; n < rush->chunks.chunk[c].count; n++, count++) {
+                uint32_t x = rush->chunks.chunk[c].part[n];
+                if (x <= before || rush->owner[x] != i) return false;
+                before = x;
+            }
+        }
+        if (count != rush->count[i]) return false;
+        found += count;
+    }
+    return found == rush->in->partition_count && rush->chunks.used <= rush->chunks.room;
+}
+
+/* Moves up and down, now to one instance, now to any: chunks get full, and run out. */
+TEST(chunks_hold_what_is_owned)
+{
+    static mgr__rush rush;
+    mgr__rush_input in;
+    mgr__rng rng = { 5 };
+    memset(&in, 0, sizeof in);
+    memset(&rush, 0, sizeof rush);
+    rush.in = &in;
+    in.partition_count = 600;
+    in.member_count = 3;
+    mgr__rush_layout(&rush, 600, 3, 2, 0, 0);
+    char *block = rush.block = (char *)calloc(1, rush.used);
+    if (!block) abort();
+    mgr__rush_layout(&rush, 600, 3, 2, 0, 0);
+    for (uint32_t x = 0; x < 600; x++) rush.owner[x] = x % 3;
+    mgr__rush_bits(&rush);
+    mgr__rush_list(&rush);
+    for (uint32_t round = 0; round < 60; round++) {
+        for (uint32_t n = 0; n < 600; n++) {
+            uint32_t x = round % 2 ? n : 599 - n, to = round % 3 ? mgr__rng_below(&rng, 3) : round / 3 % 3, from = rush.owner[x];
+            if (to == from) continue;
+            mgr__rush_list_remove(&rush, from, x);
+            rush.owner[x] = to;
+            mgr__rush_list_insert(&rush, to, x);
+            if (n % 50 == 0) CHECK(chunks_are_right(&rush));
+        }
+        CHECK(chunks_are_right(&rush));
+    }
+    free(block);
+}
+
+/* Enough instances that the search for the best has blocks to pass over, weights far
+ * apart, and one pair in ten refused; with and without AVX2. */
+TEST(unequal_weights_agree_with_naive)
+{
+    static const uint32_t most[] = { 2, 10, 300, 65535 };
+    for (unsigned seed = 0; seed < 80; seed++) {
+        mgr__rng rng;
+        rng.state = mgr__mix64(seed);
+        case_make(&one, 1 + mgr__rng_below(&rng, 400), 1 + mgr__rng_below(&rng, seed % 2 ? NAIVE_N : 40), 1 + seed % 2, seed);
+        for (size_t i = 0; i < one.members; i++) one.member[i].weight = mgr__rng_below(&rng, 1 + most[seed % 4]);
+        if (seed % 3 == 0) one.refused_count = one.parts * one.members / 10;
+        for (size_t f = 0; f < one.refused_count; f++) {
+            one.refused[f].partition = mgr__rng_below(&rng, (uint32_t)one.parts);
+            one.refused[f].member = mgr__rng_below(&rng, (uint32_t)one.members);
+        }
+        for (int plain = 0; plain < 2; plain++) {
+            plain_only = plain;
+            CHECK_INT(case_map(&one), MGR_OK);
+            plain_only = 0;
+            if (same_as_naive(&one)) continue;
+            printf("seed %u differs%s: %u partitions, %u members\n", seed, plain ? " without AVX2" : "", (unsigned)one.parts, (unsigned)one.members);
+            test__bad = true;
+        }
+    }
+}
+
+/* Whatever `light` does not name has a key above what it says. */
+static bool light_is_right(const mgr__rush_lanes *lanes, const uint32_t *scale, uint64_t h, const mgr__rush_lightest *light, uint32_t places)
+{
+    for (uint32_t n = 0; n < lanes->count; n++) {
+        uint32_t v = mgr__rush_draw_folded(lanes->lo[n] ^ mgr__rush_fold(h), lanes->hi[n] ^ (uint32_t)(h >> 32));
+        if (v > (lanes->limit[n] ^ MGR__RUSH_BIAS)) continue;
+        uint32_t key = mgr__rush_float_bits((float)(mgr__rush_log(v) * scale[n]));
+        if (key < (light->at[n % places] == n ? light->first : light->second)[n % places]) return false;
+        if (light->first[n % places] > light->second[n % places]) return false;
+    }
+    return true;
+}
+
+TEST(bounds_of_keys_are_none_too_high)
+{
+    enum { LANES = 256 };
+    static uint32_t lo[LANES], hi[LANES], limit[LANES], scale[LANES];
+    static float slope[LANES];
+    mgr__rush_lanes lanes;
+    mgr__rng rng = { 8 };
+    memset(&lanes, 0, sizeof lanes);
+    lanes.lo = lo; lanes.hi = hi; lanes.limit = limit; lanes.slope = slope;
+    for (int round = 0; round < 4000; round++) {
+        mgr__rush_lightest light;
+        uint64_t h = mgr__rng_next(&rng);
+        lanes.count = MGR__RUSH_LANES * (1 + mgr__rng_below(&rng, LANES / MGR__RUSH_LANES));
+        for (uint32_t n = 0; n < lanes.count; n++) {
+            uint64_t g = mgr__rng_next(&rng);
+            lo[n] = mgr__rush_fold(g);
+            hi[n] = (uint32_t)(g >> 32);
+            limit[n] = (uint32_t)mgr__rng_next(&rng) >> (round % 32) ^ MGR__RUSH_BIAS;
+            scale[n] = 0x1ffffffu / (1 + mgr__rng_below(&rng, round % 2 ? 10 : 65535));
+            slope[n] = (float)scale[n] * MGR__RUSH_SLOPE;
+        }
+        CHECK(light_is_right(&lanes, scale, h, &light, mgr__rush_light_plain(&lanes, limit, h, &light)));
+#ifdef MGR__RUSH_AVX2
+        if (!__builtin_cpu_supports("avx2")) continue;
+        CHECK(light_is_right(&lanes, scale, h, &light, mgr__rush_light_avx2(&lanes, limit, h, &light)));
+#endif
     }
 }
 
@@ -894,7 +1061,9 @@ TEST(memory_is_asked_for_once)
     count.fail = true;
     CHECK_INT(mgr__rush_map(&heap, parts, 2, ids, weights, 3, 2, NULL, 0, NULL, owners), MGR_NO_MEMORY);
     CHECK_INT(count.out, 0);
-    CHECK(mgr_rush_map_bytes(65536, 4096, 8) < 3u << 20);
+    CHECK(mgr_rush_map_bytes(65536, 4096, 1) < 3u << 20);
+    CHECK(mgr_rush_map_bytes(65536, 4096, 8) < 11u << 20);
+    CHECK_INT(mgr_rush_map_bytes(65536, 4096, 8), mgr_rush_map_bytes(65536, 4096, 2));
 }
 
 /* The largest map, with the widest weights: nothing overflows, nothing is quadratic. */
@@ -1480,6 +1649,10 @@ TEST(locate_golden_and_bad_input)
 int main(int argc, char **argv)
 {
     RUN(agrees_with_naive);
+    RUN(staggered_refusals_agree_with_naive);
+    RUN(chunks_hold_what_is_owned);
+    RUN(unequal_weights_agree_with_naive);
+    RUN(bounds_of_keys_are_none_too_high);
     RUN(agrees_without_avx2);
     RUN(golden_draws);
     RUN(golden_logarithms);
