@@ -2707,7 +2707,7 @@ typedef struct mgr__rush_lightest {
                 memcpy(&slope, lanes->slope + n + k * step, sizeof slope);                        \
                 s = (f)(((draws[k] ^ MGR__RUSH_BIAS) >> 9) | 0x3f800000u);      /* 1 + u */       \
                 s = (s - 1.0f) / (3.0f - s);                                                      \
-                s *= (s * s * 0.333333f + 1.0f) * slope;                                          \
+                s *= (s * s * 0.3333282470703125f + 1.0f) * slope;     /* exact: also a long double */   \
                 w = pick((u)s, heavy, (u)((i)draws[k] > (i)limit));                               \
                 u less = (u)((i)w < (i)first);                                                    \
                 limit = pick(w, first, less);                                                     \

@@ -679,7 +679,7 @@ static void time_round(world *w, bool weighted, const algorithm *a, double *best
     if (ms < *best) *best = ms;
 }
 
-/* Noise only ever adds: what is too slow at first is measured again, up to five
+/* Noise only ever adds: what is too slow at first is measured again, up to twenty
  * times, and the best of all counts. */
 static void check_time(bench *b, world *w, const time_limit *limit)
 {
@@ -688,7 +688,7 @@ static void check_time(bench *b, world *w, const time_limit *limit)
     w->parts = limit->parts;
     world_name(w, b->seed++, limit->members, true);
     world_set(w, limit->members, NULL, 0);
-    for (int attempt = 0; slow && attempt < 5; attempt++) {
+    for (int attempt = 0; slow && attempt < 20; attempt++) {
         for (int n = limit->parts > 20000 ? 3 : 15; n; n--) {
             time_round(w, false, algorithms + RENDEZVOUS, &rendezvous);
             time_round(w, false, algorithms + OURS, &equal);
