@@ -3870,7 +3870,7 @@ static mgr_result mgr__rush_map(mgr__heap *heap, const mgr__str *partitions, siz
 /* Refusals that leave a way to even quotas cost next to nothing. Of those that are
  * staggered, so that every other partition needs a long chain of moves, each that is
  * left over costs a 24th of the partitions at most, and each instance that turns out
- * to be too full may have everything matched once more: 5 to 25 ms for 4,096
+ * to be too full may have everything matched once more: 5 to 40 ms for 4,096
  * partitions on 50 instances, below a second for 65,536 on 100. Pairs may be
  * repeated, and may name members without weight. */
 MGRAPI mgr_result mgr_rush_map_refusing(const char *const *partitions, size_t partition_count,
@@ -7800,6 +7800,7 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         for (size_t f = 0; f < a->failed_count; f++) if (a->failed[f] < e->request.op_count && e->parts[a->failed[f]] == p) blamed = true;
         p->stale = p->stale || blamed || a->outcome != MGR__OUTCOME_CONFLICT;
     }
+    /* A lock's first op checks the marker, its second our own key. */
     bool outrun = a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_LOCK && a->failed_count && a->failed[0] == 0;
     for (size_t f = 0; f < a->failed_count && e->task == MGR__TASK_LOCK; f++) if (a->failed[f] == 1) c->own_unclear = true;
     if (outrun) mgr__cluster_outrun(c, now);
@@ -7924,9 +7925,7 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         if (a->outcome != MGR__OUTCOME_OK) mgr__cluster_trouble(c, a, "write a wish", now);
         if (a->outcome != MGR__OUTCOME_CONFLICT && a->outcome != MGR__OUTCOME_UNKNOWN && a->outcome != MGR__OUTCOME_UNSENT && c->wish_count) mgr__cluster_drop_wish(c);
         break;
-    case MGR__TASK_PAUSE:
-        mgr__cluster_pause_answer(c, e, a, now);
-        break;
+    case MGR__TASK_PAUSE: mgr__cluster_pause_answer(c, e, a, now); break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
     case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, e, a, now); break;
@@ -15642,8 +15641,8 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     return mgr__manager_outcome_result(m, &m->call_answer, "writing the wish");
 }
 
-/* The key may be gone already, or change on the way: then it is as was asked, or tried again. */
-/* Paused already, it goes on since then, for the reason that was given last. */
+/* The key may be gone already, or change on the way: then it is as was asked, or tried
+ * again. Paused already, it goes on since then, for the reason that was given last. */
 static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
 {
     mgr__picture picture;

@@ -3174,8 +3174,8 @@ TEST(released_is_not_believed_for_the_delay_when_the_index_went_down)
     world_end(w);
 }
 
-/* Consul keeps the indices of what it restores: the marker is as it was, the next lock
- * gets an index that was given out before. */
+/* A store that was put back by other means than Consul's own restore, whose indices go
+ * on growing: the marker is as it was, the next lock gets an index that was given out before. */
 TEST(a_lock_below_the_highest_index_waits_for_a_new_fence_base)
 {
     world *w = the_world();
