@@ -5581,6 +5581,7 @@ typedef struct mgr__cluster {
     mgr__marker marker_seen;        /* the last readable one: to restore it */
     int64_t     distrust_until;     /* the index went down: no "released" is believed until then */
     int64_t     watch_not_before;
+    int64_t     rewrite_not_before;
     uint32_t    watch_failures, work_failures;
     int64_t     marker_not_before, slot_not_before;
     bool        part_look;          /* what we know of our slot is out of date: look before we part */
@@ -5653,6 +5654,8 @@ enum {
     MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
+    MGR__REWRITE_MS = 250,
+    MGR__BURY_AWAITED_MS = 150, MGR__BURY_MS = 300, MGR__BURY_SPREAD_MS = 1000,
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
     MGR__STILL_DELAYS = 2, MGR__STILL_SETTLES = 4, MGR__STILL_JITTER_MS = 500,   /* a breaker ends: so long nobody has come or gone */
     MGR__BREAKER_STILLS = 8,        /* or at last after so many times that, whoever comes and goes */
@@ -6231,6 +6234,16 @@ static bool mgr__cluster_has_witness(const mgr__cluster *c, const mgr__member *d
     return false;
 }
 
+/* One of us will be first, and the others see it done. Heirs wait for it where a grace
+ * ends or we may prove the death; else it only tidies up, and must not keep the servers
+ * busy while the heirs take over. */
+static int64_t mgr__cluster_bury_pause(mgr__cluster *c, const mgr__member *dead, bool provable)
+{
+    bool awaited = provable || dead->grace_ms;
+    int64_t pause = awaited ? mgr__rng_below(&c->rng, MGR__BURY_AWAITED_MS) : MGR__BURY_MS + mgr__rng_below(&c->rng, MGR__BURY_SPREAD_MS);
+    return mgr__cluster_has_witness(c, dead) ? pause + MGR__PROVE_MS : pause;
+}
+
 static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
 {
     size_t kept = 0;
@@ -6253,9 +6266,9 @@ static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
         mgr__copy_text(b->id, sizeof b->id, m->id);
         b->modify_index = m->modify_index;
         b->grace_ms = m->grace_ms;
-        b->since = now + (int64_t)m->grace_ms + mgr__rng_below(&c->rng, 150);   /* one of us will be first */
-        if (mgr__cluster_has_witness(c, m)) b->since += MGR__PROVE_MS;
-        mgr__inquest_begin(&b->inquest, c, m, b->since);
+        mgr__inquest_begin(&b->inquest, c, m, now);
+        b->since = now + (int64_t)m->grace_ms + mgr__cluster_bury_pause(c, m, b->inquest.open);
+        b->inquest.since = b->since;
     }
 }
 
@@ -6971,6 +6984,7 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
         p->state = MGR__PART_ACQUIRING;
     }
     if (!e) return false;
+    c->rewrite_not_before = now + MGR__REWRITE_MS;
     mgr__cluster_send(c, e, now);
     return true;
 }
@@ -7019,19 +7033,24 @@ static bool mgr__cluster_ask_read(mgr__cluster *c, int64_t now)
     return true;
 }
 
-/* What stands in the values of partitions that we hold has changed: attempts, last exit. */
+static bool mgr__part_rewrites(const mgr__part *p) { return p->dirty && p->state == MGR__PART_ASSUMED && !p->stale; }
+
+/* What stands in the values of partitions that we hold has changed: attempts, last exit.
+ * Nobody waits to read it: several in one write, and none while a takeover goes on. */
 static bool mgr__cluster_ask_rewrite(mgr__cluster *c, int64_t now)
 {
     mgr__errand *e = NULL;
+    if (now < c->rewrite_not_before) return false;
     for (size_t i = 0, n = 0; i < c->part_count && n < MGR__LOCKS_PER_TXN; i++) {
         mgr__part *p = c->parts[i];
-        if (!p->dirty || p->state != MGR__PART_ASSUMED || p->stale) continue;
+        if (!mgr__part_rewrites(p)) continue;
         if (!e) e = mgr__cluster_work(c, MGR__TASK_REWRITE, MGR__ASK_TXN);
         mgr__cluster_add_owner(c, e, p, MGR__LOCK, p->key_index);
         p->dirty = false;
         n++;
     }
     if (!e) return false;
+    c->rewrite_not_before = now + MGR__REWRITE_MS;
     mgr__cluster_send(c, e, now);
     return true;
 }
@@ -8236,6 +8255,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
         const mgr__part *p = c->parts[i];
         if (p->refused) at = mgr__min64(at, mgr__max64(now, p->refused_until));
         if (idle && mgr__part_missing(c, p)) at = mgr__min64(at, now);
+        if (idle && mgr__part_rewrites(p)) at = mgr__min64(at, mgr__max64(now, c->rewrite_not_before));
         if (idle && mgr__part_wanted(c, p) && !p->stale) at = mgr__min64(at, mgr__max64(now, mgr__part_takeable_at(c, p, now)));
     }
     return at;
@@ -9082,12 +9102,20 @@ static int mgr__process_fds_settle(int *keep, size_t keep_count)
 
 /* ---- memory ---- */
 
+/* Whether a file may become so large: one that exceeds RLIMIT_FSIZE costs the program
+ * a SIGXFSZ. */
+static bool mgr__process_file_may(uint64_t bytes)
+{
+    struct rlimit most;
+    return getrlimit(RLIMIT_FSIZE, &most) < 0 || most.rlim_cur == RLIM_INFINITY || bytes <= (uint64_t)most.rlim_cur;
+}
+
 /* Memory that forks share and, through its descriptor, an exec'd keeper as well. */
 static void *mgr__process_shared_make(size_t bytes, int *fd)
 {
     *fd = -1;
 #if defined(__linux__) && defined(SYS_memfd_create)
-    *fd = mgr__process_fd_high((int)syscall(SYS_memfd_create, "manager", 1u /* MFD_CLOEXEC */));
+    if (mgr__process_file_may(bytes)) *fd = mgr__process_fd_high((int)syscall(SYS_memfd_create, "manager", 1u /* MFD_CLOEXEC */));
     if (*fd >= 0 && ftruncate(*fd, (off_t)bytes) < 0) { close(*fd); *fd = -1; }
 #endif
     int flags = *fd >= 0 ? MAP_SHARED : MAP_SHARED | MAP_ANONYMOUS;
@@ -9098,7 +9126,7 @@ static void *mgr__process_shared_make(size_t bytes, int *fd)
 static void *mgr__process_shared_map(int fd, size_t bytes)
 {
     struct stat st;
-    if (fstat(fd, &st) < 0 || (size_t)st.st_size < bytes) return NULL;
+    if (fstat(fd, &st) < 0 || (uint64_t)st.st_size != bytes) return NULL;
     void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return at == MAP_FAILED ? NULL : at;
 }
@@ -9585,14 +9613,16 @@ typedef struct mgr__process {
     bool     marked;
 } mgr__process;
 
-/* False: there is no such process (any more). */
-static bool mgr__process_stat(pid_t pid, mgr__process *out)
+/* 0. -ESRCH: there is no such process (any more), or /proc hides it (hidepid).
+ * Else -errno: it could not be looked at. */
+static int mgr__process_look(pid_t pid, mgr__process *out)
 {
     char path[48], text[1024];
     mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)pid), "/stat");
-    if (mgr__process_file_get(path, text, sizeof text) <= 0) return false;
-    const char *at = strrchr(text, ')');    /* the name before it may hold anything */
-    if (!at || at[1] != ' ') return false;
+    int got = mgr__process_file_get(path, text, sizeof text);
+    if (got < 0 && got != -ENOENT && got != -EACCES && got != -EPERM) return got;
+    const char *at = got <= 0 ? NULL : strrchr(text, ')');    /* the name before it may hold anything */
+    if (!at || at[1] != ' ') return -ESRCH;
     out->pid = pid;
     out->marked = false;
     out->state = at[2];
@@ -9604,84 +9634,203 @@ static bool mgr__process_stat(pid_t pid, mgr__process *out)
         out->start = mgr__process_number(&at);
         if (field == 20) out->threads = (uint32_t)out->start;
     }
-    return true;
+    return 0;
 }
 
-/* Every process with this parent (0: any), at most max. -errno: /proc cannot be read. */
-static int mgr__process_list(pid_t parent, mgr__process *out, size_t max)
+static bool mgr__process_stat(pid_t pid, mgr__process *out) { return mgr__process_look(pid, out) == 0; }
+
+typedef struct mgr__process_list { mgr__process *at; size_t count, max; bool whole; } mgr__process_list;
+
+/* Room for `max`, of pages that cost nothing until they are used. False: there is no memory. */
+static bool mgr__process_list_make(mgr__process_list *list, size_t max)
 {
+    list->at = (mgr__process *)mgr__process_pages(sizeof *list->at * max);
+    list->count = 0;
+    list->max = list->at ? max : 0;
+    list->whole = false;
+    return list->at != NULL;
+}
+
+static void mgr__process_list_free(mgr__process_list *list) { mgr__process_unmap(list->at, sizeof *list->at * list->max); }
+
+/* Another one, if it is of this parent (0: any). What cannot be looked at for want of
+ * descriptors, say, or has no place any more, is missing: the list is not whole. */
+static void mgr__process_list_add(mgr__process_list *list, pid_t pid, pid_t parent)
+{
+    mgr__process *to = &list->at[list->count];
+    int code = list->count < list->max ? mgr__process_look(pid, to) : -EOVERFLOW;
+    if (code < 0 && code != -ESRCH) list->whole = false;
+    if (code == 0 && (!parent || to->parent == parent)) list->count++;
+}
+
+/* Every process that /proc shows, with this parent (0: any). */
+static void mgr__process_list_all(mgr__process_list *list, pid_t parent)
+{
+    list->count = 0;
+    list->whole = false;
 #ifdef __linux__
     char entries[4096];
-    size_t count = 0;
-    int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC), got;
-    if (dir < 0) return -errno;
-    while ((got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
+    int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC), got = -1;
+    list->whole = dir >= 0;
+    while (dir >= 0 && (got = mgr__process_getdents(dir, entries, sizeof entries)) > 0) {
         const char *name;
         for (int at = 0; at < got; ) {
             at += (int)mgr__process_dirent(entries + at, &name);
-            if (*name < '0' || *name > '9' || count == max) continue;
-            if (mgr__process_stat((pid_t)mgr__process_number(&name), &out[count]) && (!parent || out[count].parent == parent)) count++;
+            if (*name >= '0' && *name <= '9') mgr__process_list_add(list, (pid_t)mgr__process_number(&name), parent);
         }
     }
-    close(dir);
-    return got < 0 ? got : (int)count;
+    if (got < 0) list->whole = false;
+    mgr__process_close(dir);
 #else
-    (void)parent; (void)out; (void)max;
-    return -ENOSYS;
+    (void)parent;
 #endif
+}
+
+/* A child that is known to be there; one that cannot be looked at is as young as can be,
+ * so that it may be of any tree. */
+static void mgr__process_list_add_child(mgr__process_list *list, pid_t pid)
+{
+    size_t before = list->count;
+    mgr__process_list_add(list, pid, 0);
+    if (list->count != before || list->count == list->max) return;
+    mgr__process *to = &list->at[list->count++];
+    memset(to, 0, sizeof *to);
+    to->pid = pid;
+    to->parent = mgr__process_self();
+    to->group = getpgid(pid);
+    to->start = UINT64_MAX;
+    to->state = '?';
+}
+
+/* Whether /proc is mounted so that it hides what others run (hidepid): the first process always is. */
+static bool mgr__process_hidden(void)
+{
+    mgr__process first;
+    return !mgr__process_stat(1, &first);
+}
+
+/* Every child of this process, which must be of one thread and reap them itself. By the
+ * kernel's list of them, which hidepid does not shorten, and in which nothing is passed
+ * over then, for only reaping takes from it. A kernel without that list
+ * (CONFIG_PROC_CHILDREN): by what /proc shows. */
+static void mgr__process_list_children(mgr__process_list *list)
+{
+    char path[64], text[512];
+    mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/self/task/"), (uint64_t)mgr__process_self()), "/children");
+    int fd = open(path, O_RDONLY | O_CLOEXEC), got = -1;
+    pid_t pid = 0;
+    if (fd < 0) {
+        mgr__process_list_all(list, mgr__process_self());
+        if (mgr__process_hidden()) list->whole = false;
+        return;
+    }
+    list->count = 0;
+    list->whole = true;
+    while ((got = mgr__process_read(fd, text, sizeof text)) > 0) {
+        for (int i = 0; i < got; i++) {
+            if (text[i] != ' ') { pid = pid * 10 + (text[i] - '0'); continue; }
+            mgr__process_list_add_child(list, pid);
+            pid = 0;
+        }
+    }
+    if (got < 0) list->whole = false;
+    mgr__process_close(fd);
 }
 
 /* The number here of a child of `parent` that calls itself `inner` in the innermost of
  * its PID namespaces; 0: it is not to be seen (any more). */
-static pid_t mgr__process_outer(pid_t parent, pid_t inner, mgr__process *scratch, size_t max)
+static pid_t mgr__process_outer(pid_t parent, pid_t inner, mgr__process_list *scratch)
 {
     char path[48], text[4096];
-    for (int i = mgr__process_list(parent, scratch, max); i-- > 0; ) {
-        mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)scratch[i].pid), "/status");
+    mgr__process_list_all(scratch, parent);
+    for (size_t i = scratch->count; i-- > 0; ) {
+        mgr__process_append(mgr__process_digits(mgr__process_append(path, "/proc/"), (uint64_t)scratch->at[i].pid), "/status");
         const char *at = mgr__process_file_get(path, text, sizeof text) > 0 ? strstr(text, "\nNSpid:") : NULL;
         uint64_t last = 0;
         for (at = at ? at + 7 : ""; *at == '\t'; ) { at++; last = mgr__process_number(&at); }
-        if (last == (uint64_t)inner) return scratch[i].pid;
+        if (last == (uint64_t)inner) return scratch->at[i].pid;
     }
     return 0;
 }
 
 /* Whether `pid` is marked in a list in ascending order, as /proc gives it. */
-static bool mgr__process_marked(const mgr__process *list, size_t count, pid_t pid)
+static bool mgr__process_marked(const mgr__process_list *list, pid_t pid)
 {
-    size_t low = 0, high = count;
+    size_t low = 0, high = list->count;
     while (low < high) {
         size_t mid = low + (high - low) / 2;
-        if (list[mid].pid == pid) return list[mid].marked;
-        if (list[mid].pid < pid) low = mid + 1; else high = mid;
+        if (list->at[mid].pid == pid) return list->at[mid].marked;
+        if (list->at[mid].pid < pid) low = mid + 1; else high = mid;
     }
     return false;
 }
 
 /* Mark the descendants of `root` in a list of all processes. */
-static void mgr__process_mark(mgr__process *list, size_t count, pid_t root)
+static void mgr__process_mark(const mgr__process_list *list, pid_t root)
 {
     for (bool again = true; again; ) {
         again = false;
-        for (size_t i = 0; i < count; i++) {
-            if (list[i].marked) continue;
-            if (list[i].parent != root && !mgr__process_marked(list, count, list[i].parent)) continue;
-            list[i].marked = again = true;
+        for (size_t i = 0; i < list->count; i++) {
+            mgr__process *p = &list->at[i];
+            if (p->marked || (p->parent != root && !mgr__process_marked(list, p->parent))) continue;
+            p->marked = again = true;
         }
     }
 }
 
-/* SIGKILL for one that may be no child of ours: its number could have passed to a
- * stranger since it was listed, so the kill goes through a pidfd opened before it
- * is looked at again. */
-static void mgr__process_kill_listed(const mgr__process *listed)
+/* Whoever of a PID namespace and boot a number meant is gone for good. What cannot be
+ * looked at counts as alive, for /proc may be hidden; so does one whose start is not
+ * known (0) while its number stands for anybody. A zombie does nothing any more, unless
+ * it is a leader whose other threads go on. */
+static bool mgr__process_ended(pid_t pid, uint64_t start)
 {
     mgr__process now;
-    int pidfd = mgr__process_pidfd(listed->pid);
-    bool same = mgr__process_stat(listed->pid, &now) && now.start == listed->start;
-    if (same && pidfd >= 0) mgr__process_pidfd_kill(pidfd, SIGKILL);
-    else if (same) kill(listed->pid, SIGKILL);
-    mgr__process_close(pidfd);
+    if (pid <= 0) return false;
+    if (kill(pid, 0) < 0 && errno == ESRCH) return true;
+    if (!mgr__process_stat(pid, &now)) return false;
+    return (start && now.start != start) || (now.state == 'Z' && now.threads <= 1);
+}
+
+/* One that may be no child of ours. Its number can pass to a stranger; a pidfd cannot,
+ * nor number and start together. */
+typedef struct mgr__process_ref { int fd; pid_t pid; uint64_t start; } mgr__process_ref;     /* -1: no pidfd; 0: not known */
+
+static mgr__process_ref mgr__process_ref_make(int pidfd, pid_t pid, uint64_t start)
+{
+    mgr__process_ref ref;
+    ref.fd = pidfd;
+    ref.pid = pid;
+    ref.start = start;
+    return ref;
+}
+
+static mgr__process_ref mgr__process_ref_open(pid_t pid)
+{
+    mgr__process now;
+    int pidfd = mgr__process_pidfd(pid);
+    return mgr__process_ref_make(pidfd, pid, mgr__process_stat(pid, &now) ? now.start : 0);
+}
+
+static bool mgr__process_ref_ended(const mgr__process_ref *ref)
+{
+    return ref->fd >= 0 ? mgr__process_poll_one(ref->fd, POLLIN, 0) > 0 : mgr__process_ended(ref->pid, ref->start);
+}
+
+/* Without a pidfd (Linux before 5.3) by its number, which does not go to another in the
+ * moment after it was looked at. */
+static void mgr__process_ref_signal(const mgr__process_ref *ref, int signo)
+{
+    mgr__process now;
+    if (ref->fd >= 0) mgr__process_pidfd_kill(ref->fd, signo);
+    else if (ref->start && mgr__process_stat(ref->pid, &now) && now.start == ref->start) kill(ref->pid, signo);
+}
+
+/* SIGKILL for one whose number could have passed to a stranger since it was listed. */
+static void mgr__process_kill_listed(const mgr__process *listed)
+{
+    mgr__process_ref ref = mgr__process_ref_open(listed->pid);
+    if (ref.start == listed->start) mgr__process_ref_signal(&ref, SIGKILL);
+    mgr__process_close(ref.fd);
 }
 
 /* SIGKILL for an unreaped child, and at one blow for the group it leads: one that
@@ -9692,18 +9841,22 @@ static void mgr__process_kill_child(const mgr__process *child)
     mgr__process_kill(child->pid, SIGKILL);
 }
 
-/* SIGKILL for every descendant of `root`, which is this process (then its own
- * children are known to be unreaped) or one of its children; not for root itself. */
-static void mgr__process_kill_below(pid_t root, mgr__process *scratch, size_t max)
+/* SIGKILL for every descendant of `root` that can be found; not for root itself. */
+static void mgr__process_kill_below(pid_t root, mgr__process_list *scratch)
 {
-    int count = mgr__process_list(0, scratch, max);
-    if (count <= 0) return;
-    mgr__process_mark(scratch, (size_t)count, root);
-    for (int i = 0; i < count; i++) {
-        if (!scratch[i].marked) continue;
-        if (scratch[i].parent == getpid()) mgr__process_kill_child(&scratch[i]);
-        else if (scratch[i].state != 'Z') mgr__process_kill_listed(&scratch[i]);
-    }
+    mgr__process_list_all(scratch, 0);
+    mgr__process_mark(scratch, root);
+    for (size_t i = 0; i < scratch->count; i++)
+        if (scratch->at[i].marked && scratch->at[i].state != 'Z') mgr__process_kill_listed(&scratch->at[i]);
+}
+
+/* SIGKILL for every child of ours, and for what else can be found of our descendants:
+ * what is not comes to us next. */
+static void mgr__process_kill_descendants(mgr__process_list *scratch)
+{
+    mgr__process_list_children(scratch);
+    for (size_t i = 0; i < scratch->count; i++) mgr__process_kill_child(&scratch->at[i]);
+    mgr__process_kill_below(mgr__process_self(), scratch);
 }
 
 /* The value of `name` ("X=", with the sign) in the environment that a process was
@@ -9985,18 +10138,6 @@ static void mgr__process_cgroup_remove_stale(const char *parent)
 
 /* ---- a life's file: what remains to be asked when all of its processes are gone ---- */
 
-/* Whoever of a pid namespace and boot a number meant is gone for good. What cannot be
- * looked at counts as alive: /proc may be hidden. A zombie does nothing any more,
- * unless it is a leader whose other threads go on. */
-static bool mgr__process_ended(pid_t pid, uint64_t start)
-{
-    mgr__process now;
-    if (pid <= 0) return false;
-    if (kill(pid, 0) < 0 && errno == ESRCH) return true;
-    if (!mgr__process_stat(pid, &now)) return false;
-    return now.start != start || (now.state == 'Z' && now.threads <= 1);
-}
-
 /* Whether flock is the kernel's own there. Over a network a lock may be lost while its
  * holder lives (an expired lease of NFSv4), or not be seen by others (FUSE). */
 static bool mgr__process_locks_local(int fd)
@@ -10130,6 +10271,7 @@ static int mgr__process_life_open(const char *path)
 static int mgr__process_put_at(int fd, const void *from, size_t bytes, size_t offset)
 {
     ssize_t put;
+    if (!mgr__process_file_may((uint64_t)offset + bytes)) return -EFBIG;
     do put = pwrite(fd, from, bytes, (off_t)offset); while (put < 0 && errno == EINTR);
     return put == (ssize_t)bytes ? 0 : put < 0 ? -errno : -ENOSPC;
 }
@@ -11784,7 +11926,8 @@ enum { MGR__CHILD_NAME_BYTES = 1024 };
 typedef struct mgr__keeping {
     mgr__page *page;
     pid_t      self, guard;
-    int        guard_fd, timer_fd, host_fd;
+    int        guard_fd, timer_fd;
+    mgr__process_ref host;
     bool       deaf;            /* the socket has ended */
     bool       manager_gone, host_dead, guard_gone, poke;
     bool       sweep;           /* something may be left that belongs to nobody alive */
@@ -11801,7 +11944,7 @@ typedef struct mgr__keeping {
     mgr__process_rank rank;
     mgr__child children[MGR_WORKER_COUNT_MAX];
     struct pollfd polls[MGR_WORKER_COUNT_MAX + 4];
-    mgr__process list[MGR__KEEPER_LIST_MAX];
+    mgr__process_list list;
     char      *strings[MGR__SPAWN_STRINGS_BYTES + 4];
     char       name[MGR__CHILD_NAME_BYTES], found[MGR__CHILD_NAME_BYTES];
     char       path[MGR__PROCESS_CGROUP_BYTES];
@@ -12224,25 +12367,27 @@ static bool mgr__keeping_group_held(mgr__keeping *k, const mgr__child *c)
 static void mgr__keeping_sweep(mgr__keeping *k)
 {
     mgr__process_end end;
-    int count = 0;
+    bool childless = mgr__process_wait(0, true, &end) == -ECHILD;
     k->orphans = 0;
-    if (mgr__process_wait(0, true, &end) != -ECHILD) count = mgr__process_list(k->self, k->list, MGR__KEEPER_LIST_MAX);
+    k->list.count = 0;
+    if (!childless) mgr__process_list_children(&k->list);
+    bool whole = childless || k->list.whole;
     for (uint32_t i = 0; i < k->high; i++) k->children[i].held = false;
-    for (int i = 0; i < count; i++) {
-        if (mgr__keeping_leader(k, k->list[i].pid)) continue;
-        if (mgr__keeping_orphan(k, &k->list[i])) k->orphans++;
+    for (size_t i = 0; i < k->list.count; i++) {
+        if (mgr__keeping_leader(k, k->list.at[i].pid)) continue;
+        if (mgr__keeping_orphan(k, &k->list.at[i])) k->orphans++;
     }
-    k->sweep = count < 0;
+    k->sweep = !whole;
     for (uint32_t i = 0; i < k->high; i++) {
         mgr__child *c = &k->children[i];
         if (c->state != MGR__WORKER_EXITED) continue;
-        if (count < 0 || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }
+        if (!whole || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }
         c->stuck = false;
         mgr__keeping_ungroup(k, c);
         mgr__child_become(k, c, c->error ? MGR__WORKER_FAILED : MGR__WORKER_EMPTY);
     }
     if (k->phase != MGR__KEEPING_RUN && k->orphans) k->sweep = true;
-    if (count >= 0) k->swept_at = mgr__process_now_ms();
+    if (whole) k->swept_at = mgr__process_now_ms();
 }
 
 /* What does not die at once is looked at less and less often. */
@@ -12269,7 +12414,7 @@ static void mgr__keeping_kill_tree(mgr__keeping *k, const mgr__child *c, int64_t
 {
     if (now < k->below_at) return;
     k->below_at = now + 50;
-    mgr__process_kill_below(c->pid, k->list, MGR__KEEPER_LIST_MAX);
+    mgr__process_kill_below(c->pid, &k->list);
 }
 
 static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
@@ -12316,14 +12461,12 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
 
 /* ---- the keeper process: last words ---- */
 
-static bool mgr__page_host_dead(const mgr__page *page, int host_fd)
+static mgr__process_ref mgr__page_host(const mgr__page *page)
 {
-    mgr__process host;
-    if (host_fd >= 0) return mgr__process_poll_one(host_fd, POLLIN, 0) > 0;
-    return !mgr__process_stat(page->host, &host) || host.start != page->host_start || host.state == 'Z';
+    return mgr__process_ref_make(mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1, page->host, page->host_start);
 }
 
-static bool mgr__keeping_host_dead(const mgr__keeping *k) { return k->host_dead || mgr__page_host_dead(k->page, k->host_fd); }
+static bool mgr__keeping_host_dead(const mgr__keeping *k) { return k->host_dead || mgr__process_ref_ended(&k->host); }
 
 /* The status in "HTTP/1.1 200", or -errno. */
 static int mgr__words_status(int fd, int64_t until)
@@ -12471,10 +12614,10 @@ static void mgr__keeping_watch(mgr__keeping *k, int64_t now)
 static bool mgr__keeping_overrun(const mgr__keeping *k, int64_t now)
 {
     if (!k->page->overrun_kill_host || !MGR__LOAD(&k->page->in_process) || MGR__LOAD(&k->page->dismissed)) return false;
-    if (k->host_fd < 0 || mgr__keeping_host_dead(k)) return false;
+    if (mgr__keeping_host_dead(k)) return false;
     if (k->page->space && k->guard_gone) return false;      /* it alone could have done it: the host is waited for without the session */
     if (now >= k->stop_at && k->page->space) MGR__STORE(&k->page->kill_host, 1u);
-    else if (now >= k->stop_at) mgr__process_pidfd_kill(k->host_fd, SIGKILL);
+    else if (now >= k->stop_at) mgr__process_ref_signal(&k->host, SIGKILL);
     return true;
 }
 
@@ -12650,7 +12793,7 @@ static void mgr__keeping_wait(mgr__keeping *k)
     mgr__keeping_want(&k->polls[0], k->deaf ? -1 : MGR__FD_SOCKET);
     mgr__keeping_want(&k->polls[1], k->timer_fd);
     mgr__keeping_want(&k->polls[2], k->guard_gone ? -1 : k->guard_fd);
-    mgr__keeping_want(&k->polls[3], k->host_dead ? -1 : k->host_fd);
+    mgr__keeping_want(&k->polls[3], k->host_dead ? -1 : k->host.fd);
     for (uint32_t i = 0; i < k->high; i++) if (k->children[i].exec_fd >= 0 && mgr__child_live(&k->children[i])) mgr__keeping_want(&k->polls[count++], k->children[i].exec_fd);
     mgr__process_timer_set(k->timer_fd, due);
     k->timer_at = due;
@@ -12658,7 +12801,7 @@ static void mgr__keeping_wait(mgr__keeping *k)
     mgr__process_poll(k->polls, count, (int)(k->timer_fd >= 0 ? left + 1000 : mgr__min64(left, 250)));
     mgr__keeping_late(k, mgr__process_now_ms());
     if (k->polls[2].revents) k->guard_gone = true;
-    if (k->polls[3].revents || (k->host_fd < 0 && mgr__keeping_host_dead(k))) k->manager_gone = k->host_dead = true;
+    if (k->polls[3].revents || (k->host.fd < 0 && mgr__keeping_host_dead(k))) k->manager_gone = k->host_dead = true;
 }
 
 static void mgr__keeping_turn(mgr__keeping *k)
@@ -12692,7 +12835,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint3
     mgr__process_death_signal(SIGCONT);
     if (page->space) mgr__keeping_settle_space(page, uid, gid);
     mgr__keeping *k = (mgr__keeping *)mgr__process_pages(sizeof *k);
-    if (!k) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
+    if (!k || !mgr__process_list_make(&k->list, MGR__KEEPER_LIST_MAX)) { mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM); return; }
     mgr__process_name("mgr-keeper");
     int code = mgr__process_subreaper();
     if (code < 0) mgr__page_fail(page, MGR__STEP_SUBREAPER, code);
@@ -12700,7 +12843,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint3
     k->self = mgr__process_self();
     k->guard_fd = guard_fd;
     k->timer_fd = mgr__process_timer_open();
-    k->host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
+    k->host = mgr__page_host(page);
     mgr__process_rank_raise(&k->rank);
     mgr__process self;
     if (!mgr__process_stat(k->self, &self)) mgr__page_fail(page, MGR__STEP_PROC, -ENOENT);
@@ -12727,9 +12870,10 @@ typedef struct mgr__guard {
     int64_t    seen;            /* the lease as last seen open */
     int64_t    closed_at;       /* when it was first seen closed */
     int64_t    host_gone_at;    /* when the host was first seen dead; 0: it lives */
-    int        host_fd;
+    mgr__process_ref host;
     int64_t    timer_at;
     uint32_t   late;
+    mgr__process_list list;
 } mgr__guard;
 
 /* When the keeper has had its chance. Before the first lease no end of one is to come:
@@ -12777,28 +12921,28 @@ static bool mgr__guard_may_help(const mgr__page *page, int64_t now, int64_t dead
 
 /* A slow keeper's workers are killed for it, so that it can still reap and certify
  * them: with the keeper its word would be lost, and others would wait the delay. */
-static void mgr__guard_end(mgr__guard *g, mgr__process *list, int64_t now, int64_t deadline)
+static void mgr__guard_end(mgr__guard *g, int64_t now, int64_t deadline)
 {
     mgr__page_close(g->page);
     if (!mgr__guard_may_help(g->page, now, deadline)) { mgr__process_kill(g->keeper, SIGKILL); return; }
     if (g->page->group[0]) mgr__process_cgroup_kill(g->page->group);
-    mgr__process_kill_below(g->keeper, list, MGR__KEEPER_LIST_MAX);
+    mgr__process_kill_below(g->keeper, &g->list);
 }
 
 /* Returns when the keeper is dead, by its own end or by ours. */
-static void mgr__guard_watch(mgr__guard *g, mgr__process *list)
+static void mgr__guard_watch(mgr__guard *g)
 {
     mgr__process_end end;
     while (mgr__process_wait(g->keeper, true, &end) == 0) {
         int64_t now = mgr__process_now_ms();
-        if (MGR__LOAD(&g->page->kill_host) && g->host_fd >= 0) mgr__process_pidfd_kill(g->host_fd, SIGKILL);
-        if (!g->host_gone_at && mgr__page_host_dead(g->page, g->host_fd)) g->host_gone_at = now;
+        if (MGR__LOAD(&g->page->kill_host)) mgr__process_ref_signal(&g->host, SIGKILL);
+        if (!g->host_gone_at && mgr__process_ref_ended(&g->host)) g->host_gone_at = now;
         int64_t deadline = mgr__guard_deadline(g, now);
         MGR__STORE(&g->page->guard_beat, now);
         if (MGR__LOAD(&g->page->stuck)) deadline = mgr__max64(deadline, MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_STUCK_MS);    /* it renews the session meanwhile */
         if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
         if (now >= deadline) {
-            mgr__guard_end(g, list, now, deadline);
+            mgr__guard_end(g, now, deadline);
             deadline = now + 20;
         }
         mgr__guard_wait(g, mgr__min64(deadline, now + mgr__guard_tick_ms(g)));
@@ -12807,10 +12951,9 @@ static void mgr__guard_watch(mgr__guard *g, mgr__process *list)
 
 /* The keeper is dead: its descendants are ours now. Until the kernel says that
  * there is none, for a killed one's children come to us before it is reaped. */
-static void mgr__guard_sweep(mgr__guard *g, mgr__process *list)
+static void mgr__guard_sweep(mgr__guard *g)
 {
     mgr__process_end end;
-    pid_t self = mgr__process_self();
     const char *group = g->page->group;
     int got;
     mgr__page_close(g->page);
@@ -12820,7 +12963,7 @@ static void mgr__guard_sweep(mgr__guard *g, mgr__process *list)
         while ((got = mgr__process_wait(0, false, &end)) == 1) { }
         if (got == -ECHILD && (!group[0] || mgr__process_cgroup_populated(group) != 1)) break;
         if (group[0]) mgr__process_cgroup_kill(group);
-        mgr__process_kill_below(self, list, MGR__KEEPER_LIST_MAX);
+        mgr__process_kill_descendants(&g->list);
         MGR__STORE(&g->page->guard_beat, mgr__process_now_ms());
         mgr__process_poll(NULL, 0, 5);
     }
@@ -12848,14 +12991,13 @@ static void mgr__guard_main(mgr__page *page)
 {
     mgr__guard g;
     int alive[2], code = mgr__process_subreaper();
-    mgr__process *list = (mgr__process *)mgr__process_pages(sizeof *list * MGR__KEEPER_LIST_MAX);
+    memset(&g, 0, sizeof g);
+    g.page = page;
     mgr__process_name("mgr-guard");
     mgr__process_death_signal(SIGCONT);
     if (code < 0) mgr__page_fail(page, MGR__STEP_SUBREAPER, code);
-    if (!list) mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM);
+    if (!mgr__process_list_make(&g.list, MGR__KEEPER_LIST_MAX)) mgr__page_fail(page, MGR__STEP_MEMORY, -ENOMEM);
     if ((code = mgr__process_pipe(alive)) < 0) mgr__page_fail(page, MGR__STEP_DESCRIPTORS, code);
-    memset(&g, 0, sizeof g);
-    g.page = page;
     MGR__STORE(&page->guard, (int32_t)mgr__process_self());
     MGR__STORE(&page->guard_beat, mgr__process_now_ms());
     uint32_t uid = (uint32_t)mgr__process_euid(), gid = (uint32_t)mgr__process_egid();
@@ -12868,10 +13010,10 @@ static void mgr__guard_main(mgr__page *page)
     MGR__STORE(&page->keeper, (int32_t)g.keeper);
     mgr__process_close(alive[0]);
     for (int fd = MGR__FD_OUT; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
-    g.host_fd = mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1;
+    g.host = mgr__page_host(page);
     g.timer_fd = mgr__process_timer_open();
-    mgr__guard_watch(&g, list);
-    mgr__guard_sweep(&g, list);
+    mgr__guard_watch(&g);
+    mgr__guard_sweep(&g);
     mgr__process_exit(0);
 }
 
@@ -12880,7 +13022,8 @@ static void mgr__guard_main(mgr__page *page)
 typedef struct mgr__keeper {
     mgr__heap *heap;
     mgr__page *page;            /* NULL: never opened, or closed */
-    int        fd, guard_fd, keeper_fd;     /* socket; pidfds, -1 where there are none */
+    int        fd;              /* the socket */
+    mgr__process_ref guard_ref, keeper_ref;
     int        group_fd;        /* the cgroup's lock, -1: none */
     pid_t      host, guard;
     uid_t      euid;
@@ -12949,7 +13092,7 @@ static bool mgr__keeper_reap(mgr__keeper *k)
     if (k->guard <= 0) return true;
     int got = mgr__process_wait(k->guard, false, &end);
     if (got == 0) return false;
-    if (got == -ECHILD && k->guard_fd >= 0 && mgr__process_poll_one(k->guard_fd, POLLIN, 0) == 0) return false;
+    if (got == -ECHILD && k->guard_ref.fd >= 0 && mgr__process_poll_one(k->guard_ref.fd, POLLIN, 0) == 0) return false;
     k->guard = 0;
     return true;
 }
@@ -12957,13 +13100,13 @@ static bool mgr__keeper_reap(mgr__keeper *k)
 static void mgr__keeper_drop(mgr__keeper *k)
 {
     mgr__process_close(k->fd);
-    mgr__process_close(k->guard_fd);
-    mgr__process_close(k->keeper_fd);
+    mgr__process_close(k->guard_ref.fd);
+    mgr__process_close(k->keeper_ref.fd);
     mgr__process_close(k->group_fd);
     mgr__process_unmap(k->page, sizeof *k->page);
     if (k->heap) mgr__buf_free(&k->out);
     k->page = NULL;
-    k->fd = k->guard_fd = k->keeper_fd = k->group_fd = -1;
+    k->fd = k->guard_ref.fd = k->keeper_ref.fd = k->group_fd = -1;
 }
 
 /* Our environment and a mark by which mgr_keeper_main knows what it is. */
@@ -13018,7 +13161,7 @@ static int mgr__keeper_fork(mgr__keeper *k, mgr__keeper_birth *birth, int page_f
     mgr__process_signals_restore(&before);
     mgr__process_close(host_fd);
     if (k->guard < 0) return (int)k->guard;
-    k->guard_fd = birth->argv ? -1 : mgr__process_pidfd(k->guard);
+    k->guard_ref = mgr__process_ref_open(k->guard);
     return 0;
 }
 
@@ -13036,10 +13179,11 @@ static int mgr__keeper_handshake(mgr__keeper *k, bool execed)
     }
     if (execed) {
         mgr__keeper_reap(k);        /* the one in between, which is over */
+        mgr__process_close(k->guard_ref.fd);
         k->guard = MGR__LOAD(&k->page->guard);
-        k->guard_fd = mgr__process_pidfd(k->guard);
+        k->guard_ref = mgr__process_ref_open(k->guard);
     }
-    k->keeper_fd = mgr__process_pidfd(MGR__LOAD(&k->page->keeper));
+    k->keeper_ref = mgr__process_ref_open(MGR__LOAD(&k->page->keeper));
     return 0;
 }
 
@@ -13124,7 +13268,7 @@ static int mgr__keeper_make(mgr__keeper *k, const mgr__keeper_config *c, bool wh
 static void mgr__keeper_abort(mgr__keeper *k)
 {
     if (k->guard > 0) mgr__process_kill(k->guard, SIGKILL);
-    for (int i = 0; i < 50 && !mgr__keeper_reap(k); i++) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    for (int i = 0; i < 50 && !mgr__keeper_reap(k); i++) mgr__process_poll_one(k->guard_ref.fd, POLLIN, 10);
     if (k->page && k->page->group[0]) mgr__process_cgroup_remove(k->page->group);
     mgr__keeper_drop(k);
 }
@@ -13135,7 +13279,7 @@ static void mgr__keeper_abort(mgr__keeper *k)
 static mgr_result mgr__keeper_open(mgr__keeper *k, mgr__heap *heap, const mgr__keeper_config *c, mgr__buf *error_text)
 {
     memset(k, 0, sizeof *k);
-    k->fd = k->guard_fd = k->keeper_fd = k->group_fd = -1;
+    k->fd = k->guard_ref.fd = k->keeper_ref.fd = k->group_fd = -1;
     k->heap = heap;
     k->host = mgr__process_self();
     k->euid = mgr__process_euid();
@@ -13333,17 +13477,13 @@ static void mgr__keeper_turn(mgr__keeper *k)
 /* The number by which the host knows a worker: what users see, and may look up. */
 static pid_t mgr__keeper_outer(mgr__keeper *k, uint32_t slot, pid_t inner)
 {
-    mgr__process list[64];
-    mgr__process *all = list;
-    size_t max = MGR__COUNT(list), bytes = 0;
+    mgr__process_list list;
     if (inner <= 0) return inner;
     if (k->pids[slot].inner == inner && k->pids[slot].outer) return k->pids[slot].outer;
-    bytes = sizeof *all * MGR_WORKER_COUNT_MAX * 2u;
-    all = (mgr__process *)mgr__process_pages(bytes);
-    if (all) max = MGR_WORKER_COUNT_MAX * 2u;
+    mgr__process_list_make(&list, MGR__KEEPER_LIST_MAX);
     k->pids[slot].inner = inner;
-    k->pids[slot].outer = mgr__process_outer(MGR__LOAD(&k->page->keeper), inner, all ? all : list, max);
-    mgr__process_unmap(all, bytes);
+    k->pids[slot].outer = mgr__process_outer(MGR__LOAD(&k->page->keeper), inner, &list);
+    mgr__process_list_free(&list);
     return k->pids[slot].outer;
 }
 
@@ -13378,8 +13518,6 @@ static bool mgr__keeper_silent(mgr__keeper *k)
     return now - k->silent_at >= 250;
 }
 
-static bool mgr__keeper_ended(int pidfd) { return pidfd >= 0 && mgr__process_poll_one(pidfd, POLLIN, 0) > 0; }
-
 /* A silent keeper is killed, for the guard to sweep; a silent guard likewise, and
  * the keeper ends the work. Where the other is gone already, the survivor alone
  * can still do it: a guard is set going again, a keeper dies and takes its workers along. */
@@ -13388,8 +13526,8 @@ static void mgr__keeper_silence(mgr__keeper *k)
     int64_t quarter = mgr__max64(500, k->page->lease_ms / 4);
     bool keeper = mgr__process_now_ms() - MGR__LOAD(&k->page->keeper_beat) > quarter;
     mgr__page_close(k->page);
-    if (mgr__keeper_ended(k->keeper_fd)) mgr__process_pidfd_kill(k->guard_fd, SIGCONT);
-    else mgr__process_pidfd_kill(keeper ? k->keeper_fd : k->guard_fd, SIGKILL);
+    if (mgr__process_ref_ended(&k->keeper_ref)) mgr__process_ref_signal(&k->guard_ref, SIGCONT);
+    else mgr__process_ref_signal(keeper ? &k->keeper_ref : &k->guard_ref, SIGKILL);
 }
 
 /* What is in force, whatever was asked for. */
@@ -13399,12 +13537,8 @@ static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k)
     return k->page && k->page->group[0] && !MGR__LOAD(&k->page->group_partial) ? MGR_ISOLATE_CGROUP : MGR_ISOLATE_NONE;
 }
 
-/* Guard and keeper both: without a pidfd, nobody holds the socket's other end. */
-static bool mgr__keeper_alone(const mgr__keeper *k)
-{
-    bool guard = k->guard_fd >= 0 ? mgr__keeper_ended(k->guard_fd) : k->ended;
-    return guard && (k->keeper_fd >= 0 ? mgr__keeper_ended(k->keeper_fd) : k->ended);
-}
+/* Guard and keeper both are gone. */
+static bool mgr__keeper_alone(const mgr__keeper *k) { return mgr__process_ref_ended(&k->guard_ref) && mgr__process_ref_ended(&k->keeper_ref); }
 
 /* Drop what is dead by now. One that is ending has lost its environment long
  * before its files are closed, so it must be remembered by its number. */
@@ -13434,18 +13568,19 @@ static void mgr__keeper_kill_stray(mgr__keeper *k, const mgr__process *p)
  * not be ours to read. */
 static void mgr__keeper_kill_strays(mgr__keeper *k)
 {
-    size_t list_bytes = sizeof(mgr__process) * MGR__KEEPER_LIST_MAX, scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
-    mgr__process *list = (mgr__process *)mgr__process_pages(list_bytes);
+    size_t scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
     char *scratch = (char *)mgr__process_pages(scratch_bytes), found[MGR__CHILD_NAME_BYTES];
     uint64_t slot, generation;
+    mgr__process_list list;
     mgr__keeper_bury_strays(k);
-    int count = list && scratch ? mgr__process_list(0, list, MGR__KEEPER_LIST_MAX) : 0;
-    for (int i = 0; i < count; i++) {
-        if (list[i].start < k->page->host_start || list[i].state == 'Z' || list[i].pid == k->host) continue;
-        if (!mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)) continue;
-        if (mgr__page_child_name(k->page->nonce, found, &slot, &generation)) mgr__keeper_kill_stray(k, &list[i]);
+    if (mgr__process_list_make(&list, MGR__KEEPER_LIST_MAX)) mgr__process_list_all(&list, 0);
+    for (size_t i = 0; scratch && i < list.count; i++) {
+        const mgr__process *p = &list.at[i];
+        if (p->start < k->page->host_start || p->state == 'Z' || p->pid == k->host) continue;
+        if (!mgr__process_environ(p->pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)) continue;
+        if (mgr__page_child_name(k->page->nonce, found, &slot, &generation)) mgr__keeper_kill_stray(k, p);
     }
-    mgr__process_unmap(list, list_bytes);
+    mgr__process_list_free(&list);
     mgr__process_unmap(scratch, scratch_bytes);
 }
 
@@ -13470,7 +13605,7 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
     mgr__page *page = k->page;
     int populated = -ENOENT;
     if (!k->alone_at) mgr__keeper_be_alone(k, now);
-    if (page->space && k->keeper_fd >= 0) {     /* the kernel has killed and reaped all of the namespace before it called its first process dead */
+    if (page->space && k->keeper_ref.fd >= 0) {     /* the kernel has killed and reaped all of the namespace before it called its first process dead */
         MGR__STORE(&page->work_dead, 1u);
         MGR__STORE(&page->swept, 1u);
         return MGR__KEEPER_SWEPT;
@@ -13507,7 +13642,7 @@ static mgr__keeper_status mgr__keeper_look(mgr__keeper *k)
     if (MGR__LOAD(&page->swept) || MGR__LOAD(&page->work_dead)) return MGR__KEEPER_SWEPT;
     if (mgr__keeper_alone(k)) return mgr__keeper_end_alone(k);
     if (silent) mgr__keeper_silence(k);
-    bool dead = silent || k->ended || MGR__LOAD(&page->keeper_gone) || mgr__keeper_ended(k->guard_fd) || mgr__keeper_ended(k->keeper_fd);
+    bool dead = silent || k->ended || MGR__LOAD(&page->keeper_gone) || mgr__process_ref_ended(&k->guard_ref) || mgr__process_ref_ended(&k->keeper_ref);
     if (dead) { mgr__page_close(k->page); return MGR__KEEPER_DEAD; }
     return mgr__page_lease(page) == MGR__LEASE_CLOSED ? MGR__KEEPER_CLOSED : MGR__KEEPER_ALIVE;
 }
@@ -13548,7 +13683,7 @@ static void mgr__keeper_close(mgr__keeper *k)
     k->fd = -1;
     bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->swept);
     int64_t until = mgr__process_now_ms() + (soon ? MGR__KEEPER_CLOSE_MS : 50);
-    while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_fd, POLLIN, 10);
+    while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_ref.fd, POLLIN, 10);
     if (!MGR__LOAD(&k->page->swept) && mgr__keeper_alone(k)) mgr__keeper_end_alone(k);
     mgr__keeper_drop(k);
 }
@@ -13615,16 +13750,16 @@ static const char *mgr__life_file_fault(int fd, const char *evidence, bool *held
  * the group, for what was moved out of it. */
 static bool mgr__life_name_seen(uint64_t nonce)
 {
-    size_t list_bytes = sizeof(mgr__process) * MGR__KEEPER_LIST_MAX, scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
-    mgr__process *list = (mgr__process *)mgr__process_pages(list_bytes);
+    size_t scratch_bytes = MGR_SPAWN_BYTES_MAX * 2;
     char *scratch = (char *)mgr__process_pages(scratch_bytes), found[MGR__CHILD_NAME_BYTES];
     uint64_t slot, generation;
-    int count = list && scratch ? mgr__process_list(0, list, MGR__KEEPER_LIST_MAX) : -1;
-    bool seen = count < 0;
-    for (int i = 0; i < count && !seen; i++)
-        seen = list[i].state != 'Z' && mgr__process_environ(list[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)
+    mgr__process_list list;
+    if (mgr__process_list_make(&list, MGR__KEEPER_LIST_MAX)) mgr__process_list_all(&list, 0);
+    bool seen = !list.whole || !scratch;
+    for (size_t i = 0; i < list.count && !seen; i++)
+        seen = list.at[i].state != 'Z' && mgr__process_environ(list.at[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)
                && mgr__page_child_name(nonce, found, &slot, &generation);
-    mgr__process_unmap(list, list_bytes);
+    mgr__process_list_free(&list);
     mgr__process_unmap(scratch, scratch_bytes);
     return seen;
 }

@@ -19,7 +19,7 @@ enum {
     WAIT_TIMEOUT_MS = 30000,        /* `wait` without --timeout */
     DEV_INSTANCES_MAX = 64,
     DEV_LEFTOVER_MS = 30000,
-    LINE_BYTES_MAX = 4000           /* a log line: below PIPE_BUF, so that it goes out whole or not at all */
+    LINE_BYTES_MAX = 4000           /* a log line: below PIPE_BUF, so that a pipe takes it whole or not at all */
 };
 
 /* ============================================================================
@@ -567,6 +567,8 @@ typedef struct program {
     size_t      word_count;
     char        keeper_name[16];
     char       *keeper_argv[2];
+    int         log_fd;             /* stderr without waiting, -1: as log_put does without */
+    bool        log_cut;            /* of the line before only a part was taken */
     size_t      dropped;            /* log lines that nobody would have taken */
     char        last_words[400];    /* the last event that can be the reason for an end */
 } program;
@@ -1224,22 +1226,41 @@ static void print_text(const text *t)
  * run
  * ========================================================================== */
 
-/* Whole or not at all, and never waiting: a log that nobody reads must not cost the lease. */
+/* A pipe or a terminal, opened anew: stderr itself is shared with the workers and our
+ * caller, who must not find it non-blocking. -1: not to be had, or not needed. A file's
+ * end would be another one for us than for the workers. */
+static int log_open(void)
+{
+    struct stat st;
+    if (fstat(STDERR_FILENO, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode))) return -1;
+    return open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+/* Never waiting: a log that nobody reads must not cost the lease. */
+static bool log_put(program *p, const text *line)
+{
+    struct pollfd ready = { STDERR_FILENO, POLLOUT, 0 };
+    ssize_t put = send(STDERR_FILENO, text_of(line), line->len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (put < 0 && errno == ENOTSOCK) {
+        if (p->log_fd < 0 && (poll(&ready, 1, 0) != 1 || !(ready.revents & POLLOUT))) return false;
+        put = write(p->log_fd < 0 ? STDERR_FILENO : p->log_fd, text_of(line), line->len);
+    }
+    p->log_cut = put >= 0 && (size_t)put < line->len;
+    return put == (ssize_t)line->len;
+}
+
 static void log_write(program *p, text *line)
 {
-    struct pollfd fd = { STDERR_FILENO, POLLOUT, 0 };
     if (line->len > LINE_BYTES_MAX) { line->len = LINE_BYTES_MAX; line->at[line->len - 1] = '\n'; }
-    if (poll(&fd, 1, 0) != 1 || !(fd.revents & POLLOUT)) { p->dropped++; return; }
     if (p->dropped) {
         text lost = { NULL, 0, 0, false };
-        text_add(&lost, "manager: ");
+        text_add(&lost, p->log_cut ? "\nmanager: " : "manager: ");
         text_count(&lost, p->dropped, "log line");
         text_format(&lost, " dropped: stderr is not read fast enough\n");
-        p->dropped = 0;
-        if (write(STDERR_FILENO, text_of(&lost), lost.len) < 0) p->dropped++;
+        if (log_put(p, &lost)) p->dropped = 0;
         text_free(&lost);
     }
-    if (write(STDERR_FILENO, text_of(line), line->len) < 0) p->dropped++;
+    if (p->dropped || !log_put(p, line)) p->dropped++;
 }
 
 static bool word_character(char c)
@@ -1464,6 +1485,7 @@ static int cmd_run(program *p)
         return EXIT_CONFIG;
     }
     signal(SIGPIPE, SIG_IGN);                   /* a reader of the log that goes away */
+    p->log_fd = log_open();
 #ifdef PR_SET_CHILD_SUBREAPER
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);  /* guard and keeper killed together: their orphans come to us */
 #endif
@@ -2915,6 +2937,7 @@ int main(int argc, char **argv)
     if (keeper >= 0) return keeper;
     program p;
     memset(&p, 0, sizeof p);
+    p.log_fd = -1;
     int code = dispatch(&p, argc, argv);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         say(&p, "cannot write to stdout: %s", strerror(errno));

@@ -366,6 +366,48 @@ E2E(checks_stand_in_consul)
     CHECK(e2e_member_of(&view, "a") && e2e_member_of(&view, "a")->refuses >= 1);
 }
 
+/* Whether one of its descriptors is this FIFO, opened so that a write does not wait. */
+static bool writes_without_waiting(pid_t pid, const char *fifo)
+{
+    char path[64], target[300], text[300];
+    for (int fd = 3; fd < 64; fd++) {
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)pid, fd);
+        ssize_t len = readlink(path, target, sizeof target - 1);
+        if (len <= 0) continue;
+        target[len] = 0;
+        snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", (int)pid, fd);
+        const char *flags = !strcmp(target, fifo) && e2e_read_file(path, text, sizeof text) ? strstr(text, "flags:") : NULL;
+        if (flags && (strtoul(flags + 6, NULL, 8) & O_NONBLOCK)) return true;
+    }
+    return false;
+}
+
+/* Its worker shares stderr and fills it, so that a look before a write proves nothing:
+ * the lease, and the end, must not hang on a reader that sleeps. */
+E2E(a_log_that_nobody_reads_costs_no_lease)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    char fifo[300], text[4096];
+    snprintf(fifo, sizeof fifo, "%s/log", e2e_dir);
+    CHECK_INT(mkfifo(fifo, 0600), 0);
+    int reader = open(fifo, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    char *argv[] = { e2e_manager, (char *)"run", (char *)"--consul", agent->address, (char *)"-s", (char *)"unread", (char *)"-i", (char *)"a", (char *)"-p", (char *)"0",
+                     (char *)"--lease", (char *)"3s", (char *)"--delay", (char *)"4s", (char *)"--ttl", (char *)"10s", (char *)"--settle", (char *)"300ms",
+                     (char *)"--check-script", (char *)"date +%N; exit 1", (char *)"--check-interval", (char *)"50ms",
+                     (char *)"--", (char *)"/bin/sh", (char *)"-c", (char *)"exec cat /dev/zero >&2", NULL };
+    pid_t pid = e2e_spawn(argv, NULL, fifo);
+    for (int64_t until = e2e_now_ms() + 15000; !writes_without_waiting(pid, fifo) && e2e_now_ms() < until; ) e2e_sleep(50);
+    CHECK(writes_without_waiting(pid, fifo));
+    CHECK_INT(e2e_cli("wait", "--consul", agent->address, "-s", "unread", "--timeout", "20s", NULL), 0);
+    for (int64_t until = e2e_now_ms() + 4000; e2e_now_ms() < until; e2e_sleep(5)) CHECK(read(reader, text, sizeof text) != 0);    /* a page at a time */
+    CHECK_INT(e2e_cli("wait", "--consul", agent->address, "-s", "unread", "--timeout", "1s", NULL), 0);
+    CHECK_INT(e2e_keys(agent, "unread", "cluster/dead"), 0);     /* nothing was lost in between */
+    kill(pid, SIGTERM);
+    CHECK_INT(e2e_wait_end(pid, 15000), 0);
+    close(reader);
+    unlink(fifo);
+}
+
 static int run(int argc, char **argv)
 {
     RUN(misuse_is_one_line_and_64);
@@ -381,6 +423,7 @@ static int run(int argc, char **argv)
     RUN(arguments_and_environment_of_the_work);
     RUN(a_second_sigterm_kills_at_once);
     RUN(checks_stand_in_consul);
+    RUN(a_log_that_nobody_reads_costs_no_lease);
     return test__end();
 }
 

@@ -1874,6 +1874,30 @@ TEST(no_life_begins_before_its_keeper_is_ready)
     world_end(w);
 }
 
+/* Of work that starts and ends others learn a moment later: several in one write, and
+ * none while a takeover may still need the servers. */
+TEST(what_came_of_work_is_written_once_for_several)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 8);
+    run(w, 3000);
+    forget(a);
+    mgr__cluster_note_work(&a->core, part_of(a, "0"), 1, "", false);
+    box_pump(w, a);
+    run(w, STEP_MS * 4);
+    CHECK_INT(times(&a->asked, "lock owners/0;"), 1);       /* nothing goes on: at once */
+    for (int i = 1; i < 4; i++) {
+        char name[2] = { (char)('0' + i), 0 };
+        mgr__cluster_note_work(&a->core, part_of(a, name), 1, "", false);
+        box_pump(w, a);
+        run(w, STEP_MS);
+    }
+    CHECK_INT(times(&a->asked, "lock owners/1;"), 0);
+    run(w, MGR__REWRITE_MS + 100);
+    CHECK_INT(times(&a->asked, "lock owners/1; check-index owners/2; lock owners/2; check-index owners/3; lock owners/3;"), 1);
+    world_end(w);
+}
+
 /* Its key counts as it was before or as it will be: that the lock is ours holds for both. */
 TEST(a_rewrite_that_hangs_does_not_end_the_lease)
 {
@@ -1910,7 +1934,7 @@ TEST(time_goes_on_while_a_request_is_out)
     hold(w, a, MGR__TASK_WISH);
     box_dies(b);
     dc_session_destroy(&w->store, w->now, mgr__str_of(life));
-    run(w, 400);
+    run(w, MGR__BURY_MS + MGR__BURY_SPREAD_MS + 400);
     CHECK(a->core.burial_count == 1 && a->core.burials[0].since < w->now);      /* due, but the lane is taken */
     CHECK(mgr__cluster_next(&a->core, w->now) > w->now);
     a->hold = MGR__TASK_NONE;
@@ -2412,6 +2436,29 @@ TEST(a_start_within_the_grace_gets_back_what_it_had)
     run(w, 20000 + DELAY_MS + 1000);
     CHECK_INT(works_count(b), 4);           /* the grace is over: another deletes its key */
     CHECK(!look(w, "cluster/instances/a").modify_index);
+    world_end(w);
+}
+
+/* Tidying up after a dead instance must not come between its heirs and the servers, nor
+ * be done by each of the others: one deletes its key, when the work runs again. */
+TEST(a_dead_instance_is_buried_once_and_after_its_heirs_have_begun)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 6), *b = box_open(w, 1, "b", 0), *d = box_open(w, 2, "d", 0);
+    run(w, 3000);
+    CHECK_INT(works_count(d), 2);
+    char life[40], key[64];
+    mgr__copy_text(life, sizeof life, mgr__str_of(d->core.life));
+    box_dies(d);
+    snprintf(key, sizeof key, "cluster/dead/%s", life);
+    CHECK(store_do(w, MGR__SET, key, "{}", "", 0));
+    dc_session_destroy(&w->store, w->now, mgr__str_of(life));
+    run(w, MGR__BURY_MS - 50);
+    CHECK_INT(works_count(a) + works_count(b), 6);
+    CHECK(look(w, "cluster/instances/d").modify_index != 0);
+    run(w, MGR__BURY_SPREAD_MS + 500);
+    CHECK(!look(w, "cluster/instances/d").modify_index);
+    CHECK_INT(said(a, "deregistered the dead instance d") + said(b, "deregistered the dead instance d"), 1);
     world_end(w);
 }
 
@@ -3812,6 +3859,7 @@ int main(int argc, char **argv)
     RUN(a_partition_may_go_while_a_read_names_it);
     RUN(a_keeper_that_dies_while_joining_is_replaced_first);
     RUN(no_life_begins_before_its_keeper_is_ready);
+    RUN(what_came_of_work_is_written_once_for_several);
     RUN(a_rewrite_that_hangs_does_not_end_the_lease);
     RUN(time_goes_on_while_a_request_is_out);
     RUN(a_set_may_be_commanded_while_another_is_put_in_force);
@@ -3835,6 +3883,7 @@ int main(int argc, char **argv)
     RUN(a_certified_life_is_dead_while_its_session_stands);
     RUN(a_missing_key_s_delay_counts_from_when_it_is_made_anew);
     RUN(a_start_within_the_grace_gets_back_what_it_had);
+    RUN(a_dead_instance_is_buried_once_and_after_its_heirs_have_begun);
     RUN(a_leave_within_the_grace_keeps_the_share);
     RUN(an_evict_makes_a_leave_one_for_good);
     RUN(evict_is_for_the_named_life_alone);

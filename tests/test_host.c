@@ -370,8 +370,10 @@ static void compare(const state *before, const state *after)
 static int children_left(void)
 {
     static mgr__process all[1024];
-    int count = mgr__process_list(getpid(), all, 1024), left = 0;
-    for (int i = 0; i < count; i++) if (all[i].pid != server && all[i].state != 'Z') left++;
+    mgr__process_list list = { all, 0, 1024, false };
+    int left = 0;
+    mgr__process_list_all(&list, getpid());
+    for (size_t i = 0; i < list.count; i++) if (all[i].pid != server && all[i].state != 'Z') left++;
     return left;
 }
 

@@ -4,8 +4,11 @@
 #define MANAGER_IMPLEMENTATION
 #include "manager.h"
 #include "test.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 
 enum { PATIENCE_MS = TEST_PATIENCE_MS };    /* a safety bound, far above what anything here takes */
 
@@ -112,6 +115,25 @@ static int list_descriptors(const char *path)
     return 0;
 }
 
+/* A grandchild that leaves, and becomes another user by a set-uid program: under hidepid
+ * /proc does not show it. Its number is in the file at `path`. 0: so it was. */
+static int hidden_grandchild(char *path)
+{
+    static char dashes[] = "--worker", mode[] = "hidden-lock";
+    char program[400], number[16] = "";
+    mgr__process seen;
+    snprintf(program, sizeof program, "%s.setuid", path);
+    char *argv[] = { program, dashes, mode, path, NULL }, *env[] = { NULL };
+    if (fork() == 0) {
+        setsid();
+        if (fork() == 0) execve(program, argv, env);
+        _exit(0);
+    }
+    wait(NULL);
+    while (!*number) { usleep(1000); mgr__process_file_get(path, number, sizeof number); }
+    return mgr__process_stat((pid_t)atoi(number), &seen) ? 8 : 0;
+}
+
 static int worker(int argc, char **argv)
 {
     static char nothing[] = "";
@@ -149,6 +171,14 @@ static int worker(int argc, char **argv)
     if (!strcmp(mode, "escape")) { move_out(); daemon_of_its_own(arg, false); for (;;) pause(); }
     if (!strcmp(mode, "escape-alone")) { move_out(); hold_lock(arg); for (;;) pause(); }
     if (!strcmp(mode, "escape-nameless-exit")) { move_out(); daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
+    if (!strcmp(mode, "hidden")) return hidden_grandchild(arg);
+    if (!strcmp(mode, "hidden-lock")) {
+        alarm(60);      /* nobody might find it */
+        hold_lock(arg);
+        int fd = open(arg, O_WRONLY);
+        if (dprintf(fd, "%d", (int)getpid()) > 0) for (;;) pause();
+        return 3;
+    }
     if (!strcmp(mode, "nameless")) { daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
     return 99;
 }
@@ -262,6 +292,13 @@ static void reap(pid_t pid)
         if (got < 0 || (got && pid) || mgr__process_now_ms() > until) return;
         if (got == 0) usleep(1000);
     }
+}
+
+static int children_of(pid_t parent, mgr__process *out, size_t max)
+{
+    mgr__process_list list = { out, 0, max, false };
+    mgr__process_list_all(&list, parent);
+    return (int)list.count;
 }
 
 static char state_of(pid_t pid)
@@ -590,7 +627,7 @@ TEST(work_is_over_when_all_of_it_is)
 {
     mgr__page *page = (mgr__page *)calloc(1, sizeof *page);
     mgr__keeping *k = paper_keeper(page);
-    k->host_fd = -1;
+    k->host.fd = -1;
     CHECK(mgr__keeping_work_over(k, 100));
     k->sweep = true;
     CHECK(!mgr__keeping_work_over(k, 100));
@@ -865,9 +902,9 @@ static void born_so_far(pid_t manager, pid_t *guard, pid_t *keeping)
 {
     mgr__process all[64];
     *guard = *keeping = 0;
-    for (int i = mgr__process_list(manager, all, 64); i-- > 0; ) if (all[i].state != 'Z') *guard = all[i].pid;
-    for (int i = mgr__process_list(getpid(), all, 64); i-- > 0; ) if (all[i].pid != manager) *guard = all[i].pid;     /* a command is ours by adoption */
-    if (*guard) for (int i = mgr__process_list(*guard, all, 64); i-- > 0; ) *keeping = all[i].pid;
+    for (int i = children_of(manager, all, 64); i-- > 0; ) if (all[i].state != 'Z') *guard = all[i].pid;
+    for (int i = children_of(getpid(), all, 64); i-- > 0; ) if (all[i].pid != manager) *guard = all[i].pid;     /* a command is ours by adoption */
+    if (*guard) for (int i = children_of(*guard, all, 64); i-- > 0; ) *keeping = all[i].pid;
 }
 
 /* Killed or stopped at any moment of the start, before there ever was a lease: the
@@ -899,7 +936,7 @@ static int die_at_the_start(int round, char **keeper_argv)
     for (int64_t deadline = mgr__process_now_ms() + PATIENCE_MS; left > 0 && mgr__process_now_ms() < deadline; usleep(2000)) {
         mgr__process_end end;
         while (mgr__process_wait(0, false, &end) == 1) { }
-        left = mgr__process_list(getpid(), all, 64);
+        left = children_of(getpid(), all, 64);
         /* Stopped by hand before its first instruction it could not ask to be woken, nor can
          * a command, which is no child of its host's: it has no worker, and ends once it may. */
         bool deaf = left == 1 && all[0].state == 'T' && deadline - mgr__process_now_ms() < PATIENCE_MS - 1500;
@@ -1136,7 +1173,7 @@ static void kill_orphans(const char *path)
     int64_t until = mgr__process_now_ms() + PATIENCE_MS;
     while (locked(path) && mgr__process_now_ms() < until) {
         mgr__process all[64];
-        int count = mgr__process_list(getpid(), all, 64);
+        int count = children_of(getpid(), all, 64);
         for (int i = 0; i < count; i++) kill(all[i].pid, SIGKILL);
         usleep(2000);
     }
@@ -2376,7 +2413,7 @@ static int where_none_are_left(void)
     if (mgr__keeper_open(&keeper, &heap, &c, &text) != MGR_INVALID) return 1;
     if (!strstr(mgr__buf_cstr(&text), "isolate by pidns") || !strstr(mgr__buf_cstr(&text), "max_pid_namespaces")) return 2;
     mgr__process all[8];
-    return mgr__process_list(getpid(), all, 8) == 0 ? 0 : 3;
+    return children_of(getpid(), all, 8) == 0 ? 0 : 3;
 }
 
 TEST(pid_namespace_that_is_refused_is_named)
@@ -2384,6 +2421,143 @@ TEST(pid_namespace_that_is_refused_is_named)
     int code = in_a_child(where_none_are_left);
     if (code == 77) SKIP("user namespaces are refused here");
     CHECK_INT(code, 0);
+}
+
+/* ---- where /proc, the kernel or a limit gives less ---- */
+
+static bool copy_set_uid(const char *to)
+{
+    char chunk[65536];
+    ssize_t got;
+    int in = open(self_path, O_RDONLY | O_CLOEXEC), out = open(to, O_WRONLY | O_CREAT | O_CLOEXEC, 0700);
+    bool good = in >= 0 && out >= 0;
+    while (good && (got = read(in, chunk, sizeof chunk)) > 0) good = write(out, chunk, (size_t)got) == got;
+    good = good && fchmod(out, 04755) == 0;
+    close(in);
+    close(out);
+    return good;
+}
+
+static int with_hidden_processes(void)
+{
+    mgr__keeper_config c = config_of(8000, 300);
+    if (mgr__process_hidden()) return 77;
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) return 77;
+    if (mount("proc", "/proc", "proc", 0, "hidepid=2") < 0) return 77;
+    if (mgr__process_hidden()) return 2;        /* root sees all */
+    if (setgroups(0, NULL) < 0 || setgid(65534) < 0 || setuid(65534) < 0) return 77;
+    prctl(PR_SET_DUMPABLE, 1ul, 0ul, 0ul, 0ul);
+    if (!mgr__process_hidden()) return 3;
+    c.isolate = MGR_ISOLATE_NONE;
+    if (!open_keeper(&c)) return 4;
+    lease_for(8000);
+    uint32_t slot = start("hidden", scratch("h"));
+    if (!wait_state(slot, MGR__WORKER_EMPTY)) return 5;
+    if (locked(scratch("h"))) return 6;         /* called empty, and one of its tree works */
+    if (last[slot].status != 0) return 7;
+    end_keeper();
+    return test__bad ? 1 : 0;
+}
+
+/* What /proc hides is a child all the same: no tree is empty while it may be of it. */
+TEST(a_descendant_that_proc_hides_holds_its_tree)
+{
+    struct statvfs fs;
+    char program[140];
+    if (geteuid() != 0) SKIP("only root can mount a /proc that hides");
+    if (statvfs(scratch_dir, &fs) < 0 || (fs.f_flag & ST_NOSUID)) SKIP("no set-uid program can be had here");
+    snprintf(program, sizeof program, "%s.setuid", scratch("h"));
+    unlink(scratch("h"));
+    close(open(scratch("h"), O_RDWR | O_CREAT, 0600));
+    chmod(scratch("h"), 0666);
+    int code = copy_set_uid(program) ? in_a_child(with_hidden_processes) : 9;
+    unlink(program);
+    unlink(scratch("h"));
+    if (code == 77) SKIP("no /proc that hides can be mounted here");
+    CHECK_INT(code, 0);
+}
+
+/* A kernel before 5.3: from here on, for this process and all it starts. */
+static bool refuse_pidfds(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pidfd_open, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { MGR__COUNT(code), code };
+    return prctl(PR_SET_NO_NEW_PRIVS, 1ul, 0ul, 0ul, 0ul) == 0 && prctl(PR_SET_SECCOMP, (unsigned long)SECCOMP_MODE_FILTER, &program, 0ul, 0ul) == 0
+           && mgr__process_pidfd(getpid()) == -ENOSYS;
+}
+
+static void (*once_more)(void);
+
+static int without_pidfds(void)
+{
+    if (!refuse_pidfds()) return 77;
+    mgr__process_subreaper();
+    once_more();
+    return test__bad ? 1 : 0;
+}
+
+/* Everything that looks at, or ends, somebody who is no child. */
+TEST(the_same_without_pidfds)
+{
+    static void (*const tests[])(void) = {
+        manager_killed_words_in_order_after_the_work, manager_killed_daemons_too, manager_frozen_lease_ends_the_work,
+        manager_and_keeper_frozen_guard_ends_the_work, in_process_work_is_certified_by_the_hosts_death_only, overrun_kills_the_host_if_asked,
+        keeper_killed_guard_sweeps, guard_killed_keeper_ends_and_certifies, guard_and_keeper_killed_workers_die,
+        the_word_is_closed_as_soon_as_the_keeper_is_seen_dead, silent_keeper_is_replaced, both_frozen_are_replaced, keeper_as_a_command_of_its_own
+    };
+    for (size_t i = 0; i < MGR__COUNT(tests); i++) {
+        once_more = tests[i];
+        int code = in_a_child(without_pidfds);
+        if (code == 77) SKIP("no system call can be refused here");
+        if (code != 0) printf("test %zu of these\n", i);
+        CHECK_INT(code, 0);
+    }
+}
+
+static int where_no_file_may_grow(void)
+{
+    struct rlimit none = { 0, 0 };
+    if (setrlimit(RLIMIT_FSIZE, &none) < 0) return 77;
+    exit_status_is_reported();
+    return test__bad ? 1 : 0;
+}
+
+/* `ulimit -f 0`: neither the host nor the keeper may die of SIGXFSZ. */
+TEST(no_file_may_grow)
+{
+    CHECK_INT(in_a_child(where_no_file_may_grow), 0);
+}
+
+static int with_few_descriptors(void)
+{
+    mgr__process list_of[64];
+    mgr__process_list list = { list_of, 0, 64, false };
+    int code = 0;
+    pid_t pid = fork();
+    if (pid == 0) { pause(); _exit(0); }
+    for (int fd = 3; fd < 64; fd++) close(fd);
+    for (rlim_t most = 3; most <= 4 && !code; most++) {     /* none for the list itself; none for what it names */
+        struct rlimit few = { most, 64 };
+        setrlimit(RLIMIT_NOFILE, &few);
+        mgr__process_list_all(&list, 0);
+        if (list.whole) code = 1;
+        mgr__process_list_children(&list);
+        if (list.whole) code = 2;
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    return code;
+}
+
+/* A list that could not be made is not an empty one. */
+TEST(no_descriptor_left_to_look_at_processes)
+{
+    CHECK_INT(in_a_child(with_few_descriptors), 0);
 }
 
 TEST(nothing_is_left)
@@ -2495,6 +2669,10 @@ int main(int argc, char **argv)
     RUN(death_of_a_life_in_a_pid_namespace_is_proven);
     RUN(pid_namespace_without_privileges);
     RUN(pid_namespace_that_is_refused_is_named);
+    RUN(a_descendant_that_proc_hides_holds_its_tree);
+    RUN(the_same_without_pidfds);
+    RUN(no_file_may_grow);
+    RUN(no_descriptor_left_to_look_at_processes);
     RUN(nothing_is_left);
     leave_own_group();
     remove_scratch();
