@@ -58,7 +58,7 @@
  *           processes and of in-process work, health checks, hand-over, failover
  * does not  move your data, speak TLS (talk to the local agent), run without
  *           Consul beyond one machine, survive a frozen host without fences
- *           (see 7 below), or load-balance by load: placement is by count and weight
+ *           (see "What is promised"), or load-balance by load: placement is by count and weight
  *
  * Sections, in order; each calls only those above it:
  *
@@ -153,7 +153,7 @@
  *     ASSUMED, RELEASING -> LOST   mgr__part_lose (the other states have no work: IDLE)
  *     LOST -> IDLE             mgr__cluster_gone
  *
- * ---- What is promised -------------------------------------------------------
+ * ---- What is promised: the invariants -----------------------------------------
  *
  *  1. At most one live process (or in-process owner) per partition and name, over
  *     the whole cluster, whatever is killed, stopped, cut off, deleted by hand, or
@@ -1133,6 +1133,9 @@ static int mgr__str_order(mgr__str a, mgr__str b)
     if (order) return order;
     return a.len < b.len ? -1 : a.len > b.len;
 }
+
+/* For %.*s. */
+static int mgr__str_width(mgr__str s, size_t most) { return (int)(s.len < most ? s.len : most); }
 
 static mgr__str mgr__str_skip(mgr__str s, size_t bytes) { return mgr__str_make(s.at + bytes, s.len - bytes); }
 
@@ -4132,6 +4135,14 @@ typedef struct mgr__answer {
     mgr__str     text;          /* what Consul, or the connection, said: for messages */
 } mgr__answer;
 
+/* It was carried out, or a condition kept it from being. */
+static bool mgr__answer_decided(const mgr__answer *a) { return a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT; }
+
+static bool mgr__answer_refused(const mgr__answer *a) { return a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED; }
+
+/* Consul has answered: else nobody knows whether it was carried out. */
+static bool mgr__answer_came(const mgr__answer *a) { return a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN; }
+
 /* ---- keys: manager/<service>/<rest>, names escaped ---- */
 
 typedef struct mgr__root {      /* of all keys of one service; terminated by '/' */
@@ -4154,6 +4165,8 @@ static bool mgr__root_make(mgr__root *root, mgr__heap *heap, mgr__str prefix, mg
     return ok;
 }
 
+static mgr__str mgr__nobody(void) { return mgr__str_of(""); }
+
 /* root + below + escaped name, in the arena. */
 static mgr__str mgr__key_make(mgr__arena *arena, const mgr__root *root, const char *below, mgr__str name)
 {
@@ -4166,6 +4179,12 @@ static mgr__str mgr__key_make(mgr__arena *arena, const mgr__root *root, const ch
     mgr__str made = mgr__arena_str(arena, mgr__buf_view(&key));
     mgr__buf_free(&key);
     return made;
+}
+
+/* A key, or a folder, that names nobody. */
+static mgr__str mgr__key_fixed(mgr__arena *arena, const mgr__root *root, const char *below)
+{
+    return mgr__key_make(arena, root, below, mgr__nobody());
 }
 
 /* Is `key` root + below + something? Then *rest is the something. */
@@ -4294,7 +4313,7 @@ static void mgr__set_write(const mgr__set *set, mgr__heap *heap, mgr__buf *out)
     mgr__free(heap, numbers);
 }
 
-/* Take the items of one stored set; names NULL only counts. False: malformed. */
+/* Take the items of one stored set; without `store` they are only counted. False: malformed. */
 static bool mgr__set_items(mgr__set *set, mgr__str text, mgr__buf *scratch, bool store)
 {
     mgr__json j;
@@ -4751,7 +4770,7 @@ typedef struct mgr__picture {
     size_t              certificate_count;
     mgr__standing_wish *wishes;
     size_t              wish_count;
-    mgr__slot_key          *slots;          /* sorted by number */
+    mgr__slot_key      *slots;          /* sorted by number */
     size_t              slot_count;
     uint32_t            free_slot;      /* the lowest that no member has */
 } mgr__picture;
@@ -5066,6 +5085,11 @@ static mgr__op *mgr__request_op(mgr__request *r, mgr__verb verb, mgr__str key)
     return op;
 }
 
+static mgr__op *mgr__request_on(mgr__request *r, mgr__verb verb, const mgr__root *root, const char *below, mgr__str name)
+{
+    return mgr__request_op(r, verb, mgr__key_make(&r->arena, root, below, name));
+}
+
 static void mgr__request_check_index(mgr__request *r, mgr__str key, uint64_t index)
 {
     mgr__request_op(r, MGR__CHECK_INDEX, key)->index = index;
@@ -5078,6 +5102,12 @@ static mgr__str mgr__request_keep(mgr__request *r, mgr__buf *value)
     mgr__str kept = mgr__arena_str(&r->arena, mgr__buf_view(value));
     mgr__buf_free(value);
     return kept;
+}
+
+/* The death certificate of a life; proof: static text, the value. */
+static void mgr__request_certify(mgr__request *r, const mgr__root *root, mgr__str life, const char *proof)
+{
+    mgr__request_on(r, MGR__SET, root, "cluster/dead/", life)->value = mgr__str_of(proof);
 }
 
 /* The value of an owner key that nobody has had yet, or whose owner is not known. */
@@ -5202,10 +5232,10 @@ static bool mgr__setter_makes(const mgr__setter *s, size_t i) { return !s->stand
 static void mgr__setter_fill_make(mgr__setter *s, const mgr__root *root, mgr__request *r)
 {
     mgr__str value = mgr__setter_fresh_owner(s, r);
-    mgr__request_check_index(r, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")), s->marker.modify_index);
+    mgr__request_check_index(r, mgr__key_fixed(&r->arena, root, "cluster/partitions"), s->marker.modify_index);
     size_t i = s->next;
     for (; i < s->wanted.count && r->op_count < MGR__SETTER_BATCH; i++)
-        if (mgr__setter_makes(s, i)) mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "owners/", s->wanted.names[i]))->value = value;
+        if (mgr__setter_makes(s, i)) mgr__request_on(r, MGR__CAS, root, "owners/", s->wanted.names[i])->value = value;
     s->batch = i;
 }
 
@@ -5213,7 +5243,7 @@ static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__r
 {
     mgr__buf text;
     if (s->keeps_set) {
-        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")))->index = s->marker.modify_index;
+        mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"))->index = s->marker.modify_index;
         r->ops[0].value = mgr__setter_marker_value(s, r, s->marker.hash, s->marker.count);
         return;
     }
@@ -5221,8 +5251,8 @@ static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__r
     mgr__set_write(&s->wanted, heap, &text);
     if (text.failed) mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
     mgr__str hash = mgr__arena_str(&r->arena, mgr__str_of(s->wanted.hash));
-    mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, root, "sets/", hash))->value = mgr__request_keep(r, &text);
-    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")));
+    mgr__request_on(r, MGR__SET, root, "sets/", hash)->value = mgr__request_keep(r, &text);
+    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"));
     op->index = s->marker.modify_index;
     op->value = mgr__setter_marker_value(s, r, s->wanted.hash, s->wanted.count);
 }
@@ -5230,25 +5260,24 @@ static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__r
 /* The next request, in r (already started as a TXN); false: nothing to ask now. */
 static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__request *r, int64_t now)
 {
-    mgr__str none = mgr__str_of("");
     switch (s->state) {
     case MGR__SETTER_LOOK:
         if (now < s->not_before) return false;
-        mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, root, "cluster/partitions", none));
+        mgr__request_op(r, MGR__GET, mgr__key_fixed(&r->arena, root, "cluster/partitions"));
         return true;
     case MGR__SETTER_MARK:
-        mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, root, "cluster/partitions", none))->index = s->marker.modify_index;     /* 0: there is none */
+        mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"))->index = s->marker.modify_index;     /* 0: there is none */
         r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);
         return true;
     case MGR__SETTER_OLD:
-        mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(s->marker.hash))));
+        mgr__request_on(r, MGR__GET, root, "sets/", mgr__arena_str(&r->arena, mgr__str_of(s->marker.hash)));
         return true;
     case MGR__SETTER_SESSIONS:
         r->ask = MGR__ASK_SESSION_LIST;
         return true;
     case MGR__SETTER_OWNERS:
         r->ask = MGR__ASK_LIST;
-        r->key = mgr__key_make(&r->arena, root, "owners/", none);
+        r->key = mgr__key_fixed(&r->arena, root, "owners/");
         return true;
     case MGR__SETTER_MAKE:
         mgr__setter_fill_make(s, root, r);
@@ -5282,7 +5311,7 @@ static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answe
     memset(&s->marker, 0, sizeof s->marker);
     bool readable = a->kv_count == 0 || mgr__marker_read(&s->marker, &a->kvs[0], &scratch);
     mgr__buf_free(&scratch);
-    s->first = !s->marker.exists || !s->marker.hash[0];
+    s->first = !mgr__marker_stands(&s->marker);
     if (s->version == MGR__VERSION_STANDING) { s->commanded = true; s->version = s->marker.version; }
     if (!readable && s->commanded) s->remembered = true;    /* it stood once, so nothing counts as released; the command replaces it */
     else if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: put a set in force with `manager partitions`, or use another prefix"); return; }
@@ -5520,7 +5549,13 @@ typedef struct mgr__inquest {
     char    why[160];           /* why it is not proven */
 } mgr__inquest;
 
-typedef struct mgr__burial { char id[MGR_NAME_BYTES_MAX + 1]; uint64_t modify_index, grace_ms; int64_t since; bool told; mgr__inquest inquest; } mgr__burial;
+typedef struct mgr__burial {        /* of a dead member, as its key stands */
+    char     id[MGR_NAME_BYTES_MAX + 1];
+    uint64_t modify_index, grace_ms;
+    int64_t  due_at;
+    mgr__inquest inquest;
+} mgr__burial;
+
 typedef struct mgr__vanished { char id[MGR_NAME_BYTES_MAX + 1]; int64_t at; } mgr__vanished;
 typedef enum mgr__pause_wish { MGR__PAUSE_NONE, MGR__PAUSE_ON, MGR__PAUSE_OFF } mgr__pause_wish;
 typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
@@ -5682,25 +5717,43 @@ static void mgr__one_line(char *text)
     for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
 }
 
-static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...) MGR__PRINTF(5, 6);
-static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...)
+static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, va_list args)
 {
     mgr__action *action = mgr__cluster_act(c, MGR__ACT_EVENT);
     action->event = event;
     action->part = part;
     mgr__copy_text(action->instance, sizeof action->instance, instance);
-    va_list args;
-    va_start(args, format);
     vsnprintf(action->text, sizeof action->text, format, args);
-    va_end(args);
     mgr__one_line(action->text);
 }
 
-static mgr__str mgr__nobody(void) { return mgr__str_of(""); }
+/* An event of the cluster, or of this instance. */
+static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, const char *format, ...) MGR__PRINTF(3, 4);
+static void mgr__cluster_tell(mgr__cluster *c, mgr_event_kind event, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    mgr__cluster_tell_args(c, event, NULL, mgr__nobody(), format, args);
+    va_end(args);
+}
+
+/* ... of a partition, which may be NULL, or of an instance, which may be nobody. */
+static void mgr__cluster_tell_of(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...)
+    MGR__PRINTF(5, 6);
+static void mgr__cluster_tell_of(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    mgr__cluster_tell_args(c, event, part, instance, format, args);
+    va_end(args);
+}
 
 /* ---- the core: small questions ---- */
 
 static mgr__str mgr__cluster_life(const mgr__cluster *c) { return mgr__str_of(c->life); }
+
+/* Our own key, as the picture shows it; NULL: it shows none. */
+static const mgr__member *mgr__cluster_own(const mgr__cluster *c) { return mgr__picture_member(&c->picture, c->config.instance_id); }
 
 static bool mgr__part_works(const mgr__part *p) { return p->state == MGR__PART_ASSUMED || p->state == MGR__PART_RELEASING; }
 
@@ -5728,9 +5781,10 @@ static bool mgr__cluster_others_may(const mgr__cluster *c, const mgr__part *p)
 
 static bool mgr__cluster_in_life(const mgr__cluster *c) { return c->phase == MGR__PHASE_MEMBER || c->phase == MGR__PHASE_LEAVING; }
 
-static mgr__part *mgr__cluster_part(const mgr__cluster *c, mgr__str name)
+/* Among the first `count`, which are sorted. */
+static mgr__part *mgr__cluster_part_among(const mgr__cluster *c, mgr__str name, size_t count)
 {
-    size_t lo = 0, hi = c->part_count;
+    size_t lo = 0, hi = count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
         int order = mgr__str_order(c->parts[mid]->name, name);
@@ -5739,6 +5793,8 @@ static mgr__part *mgr__cluster_part(const mgr__cluster *c, mgr__str name)
     }
     return NULL;
 }
+
+static mgr__part *mgr__cluster_part(const mgr__cluster *c, mgr__str name) { return mgr__cluster_part_among(c, name, c->part_count); }
 
 static uint32_t mgr__cluster_jitter(mgr__cluster *c, uint32_t ms) { return ms / 2 + mgr__rng_below(&c->rng, ms / 2 + 1); }
 
@@ -5783,7 +5839,7 @@ static void mgr__cluster_left(mgr__cluster *c, mgr_result result, int64_t now)
 {
     if (c->phase == MGR__PHASE_LEFT) return;
     mgr__cluster_phase(c, MGR__PHASE_LEFT, now);
-    mgr__cluster_tell(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at,
+    mgr__cluster_tell_of(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at,
                       !c->reachable && c->entered_once ? "Consul could not be told, so others wait the delay" : result == MGR_OK ? "as asked" : mgr_result_text(result));
     mgr__cluster_act(c, MGR__ACT_LEFT)->result = result;
 }
@@ -5853,24 +5909,15 @@ static void mgr__cluster_take_set(mgr__cluster *c, mgr__set *set)
     for (size_t i = 0; i < c->part_count; i++) c->parts[i]->in_set = mgr__set_has(&c->set, c->parts[i]->name);
     size_t known = c->part_count;
     for (size_t i = 0; i < c->set.count && !c->failed; i++) {
-        mgr__str name = c->set.names[i];
-        mgr__part *part = NULL;
-        size_t lo = 0, hi = known;
-        while (lo < hi && !part) {
-            size_t mid = lo + (hi - lo) / 2;
-            int order = mgr__str_order(c->parts[mid]->name, name);
-            if (order == 0) part = c->parts[mid];
-            else if (order < 0) lo = mid + 1;
-            else hi = mid;
-        }
-        if (!part) part = mgr__cluster_add_part(c, name);
+        mgr__part *part = mgr__cluster_part_among(c, c->set.names[i], known);
+        if (!part) part = mgr__cluster_add_part(c, c->set.names[i]);
         if (part) part->in_set = true;
     }
     if (c->part_count) qsort(c->parts, c->part_count, sizeof *c->parts, mgr__part_order);
     c->map_stale = true;
     if (strcmp(c->set_told, c->set.hash) != 0) {
         mgr__copy_text(c->set_told, sizeof c->set_told, mgr__str_of(c->set.hash));
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partition set has %lu partition%s", (unsigned long)c->set.count, c->set.count == 1 ? "" : "s");
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partition set has %lu partition%s", (unsigned long)c->set.count, c->set.count == 1 ? "" : "s");
     }
 }
 
@@ -5885,7 +5932,7 @@ static void mgr__part_begin(mgr__cluster *c, mgr__part *p)
     p->last_exit[0] = 0;
     p->told_waiting = false;
     mgr__cluster_act(c, MGR__ACT_WORK_BEGIN)->part = p;
-    mgr__cluster_tell(c, MGR_EVENT_ASSUMED, p, mgr__nobody(), "assumed partition %s with fence %llu", p->name.at, (unsigned long long)p->fence);
+    mgr__cluster_tell_of(c, MGR_EVENT_ASSUMED, p, mgr__nobody(), "assumed partition %s with fence %llu", p->name.at, (unsigned long long)p->fence);
 }
 
 /* Planned: stop politely, keep the lock until all is gone (invariant 4). */
@@ -5897,7 +5944,7 @@ static void mgr__part_release(mgr__cluster *c, mgr__part *p, const char *why)
     mgr__action *action = mgr__cluster_act(c, MGR__ACT_WORK_STOP);
     action->part = p;
     action->ms = c->config.stop_grace_ms;
-    mgr__cluster_tell(c, MGR_EVENT_RELEASING, p, mgr__nobody(), "releasing partition %s: %s", p->name.at, why);
+    mgr__cluster_tell_of(c, MGR_EVENT_RELEASING, p, mgr__nobody(), "releasing partition %s: %s", p->name.at, why);
 }
 
 /* The lock is gone or doubtful. within_ms 0: kill at once. */
@@ -5913,7 +5960,7 @@ static void mgr__part_lose(mgr__cluster *c, mgr__part *p, uint32_t within_ms, mg
     action->part = p;
     action->ms = within_ms;
     action->result = result;
-    mgr__cluster_tell(c, MGR_EVENT_PARTITION_LOST, p, mgr__nobody(), "lost partition %s: %s", p->name.at, why);
+    mgr__cluster_tell_of(c, MGR_EVENT_PARTITION_LOST, p, mgr__nobody(), "lost partition %s: %s", p->name.at, why);
 }
 
 /* What our own breaker holds and has seen. */
@@ -5930,7 +5977,7 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
 {
     if (!c->life[0] || c->phase == MGR__PHASE_ENDING) return;
     if (c->phase == MGR__PHASE_PARTING && c->want_leave) return;    /* nothing is left to stop: parting goes on */
-    mgr__cluster_tell(c, event, NULL, mgr__nobody(), "%s", why);
+    mgr__cluster_tell(c, event, "%s", why);
     mgr__cluster_forget_breaker(c);     /* it is for survivors: where all are lost at once, nothing is there to hold */
     for (size_t i = 0; i < c->part_count; i++) mgr__part_lose(c, c->parts[i], polite_ms, MGR_LOST, why);
     mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->life));
@@ -5967,7 +6014,7 @@ static void mgr__cluster_assign(mgr__cluster *c, mgr__part *p, uint32_t owner, s
     p->assigned = owner == self;
     if (p->assigned && !was) { p->stale = true; p->told_waiting = false; }
     if (owner == MGR_RUSH_NOBODY && !p->unplaceable)
-        mgr__cluster_tell(c, MGR_EVENT_UNPLACEABLE, p, mgr__nobody(), "partition %s is unplaceable: every instance drains or refuses it", p->name.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_UNPLACEABLE, p, mgr__nobody(), "partition %s is unplaceable: every instance drains or refuses it", p->name.at);
     p->unplaceable = owner == MGR_RUSH_NOBODY;
     *mine += p->assigned;
     *nobodys += p->unplaceable;
@@ -5979,7 +6026,7 @@ static void mgr__cluster_placement_unknown(mgr__cluster *c)
 {
     const mgr__marker *marker = &c->picture.marker;
     if (!c->told_placement)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by \"%s\" version %llu from now on, this program knows \"rush\" and \"slots\" version %d: it keeps what it has and takes nothing; start a program that knows it",
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service is placed by \"%s\" version %llu from now on, this program knows \"rush\" and \"slots\" version %d: it keeps what it has and takes nothing; start a program that knows it",
                           marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
     c->told_placement = true;
 }
@@ -5990,16 +6037,16 @@ static void mgr__cluster_check_weights(mgr__cluster *c)
 {
     const mgr__member *odd = mgr__marker_slots(&c->picture.marker) ? mgr__picture_odd_weight(&c->picture, 0, mgr__nobody()) : NULL;
     if (odd)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, odd->id, "placement slots is for equal weights, and that of instance %s is another than before it: all are taken for equal", odd->id.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, odd->id, "placement slots is for equal weights, and that of instance %s is another than before it: all are taken for equal", odd->id.at);
 }
 
 static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
 {
     unsigned long count = (unsigned long)c->set.count;
     if (!members)
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "no instance takes part in the map: %lu partition%s without one", count, count == 1 ? " is" : "s are");
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "no instance takes part in the map: %lu partition%s without one", count, count == 1 ? " is" : "s are");
     else
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, NULL, mgr__nobody(), "the map of %lu partition%s on %lu instance%s gives us %lu%s", count, count == 1 ? "" : "s",
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "the map of %lu partition%s on %lu instance%s gives us %lu%s", count, count == 1 ? "" : "s",
                           (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine, c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
 }
 
@@ -6014,7 +6061,7 @@ static void mgr__cluster_map(mgr__cluster *c)
     uint32_t *owners = (uint32_t *)mgr__alloc_array(c->heap, c->set.count + 1, sizeof *owners);
     mgr_result result = owners ? mgr__picture_map(&c->picture, c->heap, &c->set, owners) : MGR_NO_MEMORY;
     if (result == MGR_OK) {
-        mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+        const mgr__member *own = mgr__cluster_own(c);
         size_t self = own ? (size_t)(own - c->picture.members) : SIZE_MAX, mine = 0, nobodys = 0, at = 0, members = 0;
         for (size_t i = 0; i < c->picture.member_count; i++) members += c->picture.members[i].counts;
         for (size_t i = 0; i < c->part_count; i++) {
@@ -6026,7 +6073,7 @@ static void mgr__cluster_map(mgr__cluster *c)
         c->map_digest = digest;
         mgr__cluster_tell_map(c, members, mine);
     } else if (result == MGR_NO_MEMORY) c->failed = true;
-    else mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "no map can be made: %s", mgr_result_text(result));
+    else mgr__cluster_tell(c, MGR_EVENT_ERROR, "no map can be made: %s", mgr_result_text(result));
     mgr__free(c->heap, owners);
 }
 
@@ -6045,7 +6092,7 @@ static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p, int64_t now
 /* Are planned moves held? The map goes on saying who takes what has no holder. */
 static bool mgr__cluster_held(const mgr__cluster *c, int64_t now)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     if (own && mgr__member_drains(own)) return false;       /* an explicit act */
     return c->picture.pause.exists || now < c->hold_until;
 }
@@ -6084,15 +6131,15 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         const mgr__member *m = &fresh->members[i], *old = mgr__picture_member(&c->picture, m->id);
         if (mgr__str_eq(m->id, c->config.instance_id)) continue;
         if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
+            mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
         if (!m->alive && (!old || old->alive))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, mgr__member_away(m) ? "away" : "dead",
+            mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, mgr__member_away(m) ? "away" : "dead",
                               m->session.len ? "its keeper certifies it" : "its session is gone", m->grace_ms ? "; its share is kept for its return" : "");
     }
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
         if (!mgr__picture_member(fresh, m->id) && !mgr__str_eq(m->id, c->config.instance_id))
-            mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, m->id, "instance %s is no longer a member", m->id.at);
+            mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_REMOVED, NULL, m->id, "instance %s is no longer a member", m->id.at);
     }
 }
 
@@ -6162,7 +6209,7 @@ static void mgr__cluster_trip(mgr__cluster *c, int64_t now)
     c->breaker_due = true;
     mgr__cluster_note_breaker(c, now);
     c->hold_until = mgr__min64(now + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));
-    mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id, "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
+    mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id, "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
 }
 
 static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
@@ -6173,11 +6220,11 @@ static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
         bool ours = c->breaker_due && mgr__str_eq(fresh->by, c->config.instance_id);
         mgr__cluster_forget_breaker(c);
         if (told || ours) return;
-        mgr__cluster_tell(c, MGR_EVENT_PAUSED, NULL, fresh->by, "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
-                          fresh->breaker ? "the circuit breaker of " : "", fresh->by.len ? (int)mgr__min64((int64_t)fresh->by.len, 255) : 7, fresh->by.len ? fresh->by.at : "unknown",
-                          fresh->reason.len ? ", " : "", (int)mgr__min64((int64_t)fresh->reason.len, MGR__REASON_BYTES), fresh->reason.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, fresh->by, "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
+                          fresh->breaker ? "the circuit breaker of " : "", fresh->by.len ? mgr__str_width(fresh->by, 255) : 7, fresh->by.len ? fresh->by.at : "unknown",
+                          fresh->reason.len ? ", " : "", mgr__str_width(fresh->reason, MGR__REASON_BYTES), fresh->reason.at);
     } else if (old->exists) {
-        mgr__cluster_tell(c, MGR_EVENT_RESUMED, NULL, mgr__nobody(), "resumed: the map holds again");
+        mgr__cluster_tell(c, MGR_EVENT_RESUMED, "resumed: the map holds again");
     }
 }
 
@@ -6267,15 +6314,15 @@ static void mgr__cluster_note_burials(mgr__cluster *c, int64_t now)
         b->modify_index = m->modify_index;
         b->grace_ms = m->grace_ms;
         mgr__inquest_begin(&b->inquest, c, m, now);
-        b->since = now + (int64_t)m->grace_ms + mgr__cluster_bury_pause(c, m, b->inquest.open);
-        b->inquest.since = b->since;
+        b->due_at = now + (int64_t)m->grace_ms + mgr__cluster_bury_pause(c, m, b->inquest.open);
+        b->inquest.since = b->due_at;
     }
 }
 
 /* The picture shows our own key: as we left it, or not. */
 static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     if (!mgr__cluster_in_life(c) || c->picture.index < c->own_index) return;
     if (!c->picture.marker.exists && !own) return;      /* a right is missing, or the store was wiped: the next confirmation decides */
     if (!own) { mgr__cluster_end_life(c, c->config.stop_grace_ms, MGR_EVENT_SESSION_LOST, "our own key was removed", now); return; }
@@ -6285,7 +6332,7 @@ static void mgr__cluster_find_self(mgr__cluster *c, int64_t now)
     }
     if (own->broken || !mgr__str_eq(own->life, own->session)) c->own_unclear = c->own_dirty = true;     /* changed by hand: write it anew */
     if (mgr__member_evicted(own) && c->leave_result == MGR_OK) {    /* also in a leave that keeps its share: for good, then */
-        mgr__cluster_tell(c, MGR_EVENT_EVICTED, NULL, mgr__nobody(), "an operator makes this instance leave");
+        mgr__cluster_tell(c, MGR_EVENT_EVICTED, "an operator makes this instance leave");
         c->own_dirty = c->own_dirty || c->want_leave;
         c->want_leave = true;
         c->leave_result = MGR_EVICTED;
@@ -6303,7 +6350,7 @@ static void mgr__cluster_index_down(mgr__cluster *c, int64_t now)
     c->pause_put = c->pause_taken = 0;
     c->next_round = now;
     for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->watermark) c->parts[i]->stale = c->parts[i]->came_back = true;
-    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(),
+    mgr__cluster_tell(c, MGR_EVENT_ERROR,
                       "Consul's index went down (a snapshot was restored, or the store was wiped): no release is believed for the delay");
 }
 
@@ -6329,7 +6376,7 @@ static void mgr__cluster_note_delays(mgr__cluster *c)
     c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->config.delay_ms);
     if (marker->exists) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)marker->delay_max_ms);
     for (size_t i = 0; i < c->picture.member_count; i++) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->picture.members[i].delay_ms);
-    if (marker->exists && marker->hash[0]) c->marker_seen = *marker;
+    if (mgr__marker_stands(marker)) c->marker_seen = *marker;
 }
 
 static bool mgr__cluster_first(const mgr__cluster *c)
@@ -6341,7 +6388,7 @@ static bool mgr__cluster_first(const mgr__cluster *c)
 
 static bool mgr__cluster_set_is_old(const mgr__cluster *c)
 {
-    return c->have_picture && c->picture.marker.exists && c->picture.marker.hash[0] &&
+    return c->have_picture && mgr__marker_stands(&c->picture.marker) &&
            (!c->have_set || strcmp(c->set.hash, c->picture.marker.hash) != 0);
 }
 
@@ -6367,11 +6414,11 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     if (a->index > c->index_max) c->index_max = a->index;
     mgr__cluster_compare_members(c, &fresh);
     if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) && strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
     mgr__cluster_note_vanished(c, &fresh, now);
     mgr__cluster_compare_pause(c, &fresh.pause);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
     uint64_t missing_before = c->picture.missing.modify_index;
     mgr__picture_free(&c->picture);
     c->picture = fresh;
@@ -6380,7 +6427,7 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     mgr__cluster_note_stillness(c, now);
     mgr__cluster_note_delays(c);
     if (fresh.marker.exists && fresh.marker.fence_base + c->index_max > c->fence_top) c->fence_top = fresh.marker.fence_base + c->index_max;
-    if (fresh.marker.exists && fresh.marker.hash[0]) c->setter.remembered = true;
+    if (mgr__marker_stands(&fresh.marker)) c->setter.remembered = true;
     if (c->have_set && strcmp(c->set.hash, fresh.marker.hash) == 0) c->map_stale = true;
     mgr__cluster_find_self(c, now);
     mgr__cluster_trip(c, now);
@@ -6448,11 +6495,11 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (c->failed || p->told_waiting || !mgr__part_wanted(c, p)) return;
     if (p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
         p->told_waiting = true;
-        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s%s", p->name.at, p->holder_id,
+        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s%s", p->name.at, p->holder_id,
                           c->picture.pause.exists ? ", which keeps it while the service is paused" : "");
     } else if (!p->held && p->seen_exists && mgr__part_takeable_at(c, p, now) > now) {
         p->told_waiting = true;
-        mgr__cluster_tell(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
+        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
                           p->name.at, p->holder_id[0] ? p->holder_id : "nobody known", (long long)(mgr__part_takeable_at(c, p, now) - now));
     }
 }
@@ -6494,7 +6541,7 @@ static mgr__str mgr__cluster_former_text(const mgr__cluster *c, mgr__arena *aren
  * grace. Who drains, or is evicted, leaves for good. */
 static bool mgr__cluster_keeps_seat(const mgr__cluster *c)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     return c->config.rejoin_grace_ms && c->leave_result == MGR_OK && !c->drain && !(own && mgr__member_drains(own));
 }
 
@@ -6561,7 +6608,7 @@ static mgr__str mgr__cluster_owner_value(mgr__cluster *c, mgr__request *r, mgr__
 /* On the set and the fence_base that we know, or not at all: or a fence could fall. */
 static void mgr__cluster_check_marker(const mgr__cluster *c, mgr__request *r)
 {
-    mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);
+    mgr__request_check_index(r, mgr__key_fixed(&r->arena, &c->root, "cluster/partitions"), c->picture.marker.modify_index);
 }
 
 /* [check p at its index, verb p]: how every write of an owner key looks. A lock that a
@@ -6602,7 +6649,7 @@ static void mgr__cluster_watch(mgr__cluster *c, int64_t now)
 {
     if (c->errands[MGR__LANE_WATCH].out || now < c->watch_not_before || !mgr__cluster_watches(c)) return;
     mgr__errand *e = mgr__cluster_errand(c, MGR__LANE_WATCH, MGR__TASK_WATCH, MGR__ASK_WATCH);
-    e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
+    e->request.key = mgr__key_fixed(&e->request.arena, &c->root, "cluster/");
     e->request.index = c->watch_index;
     e->request.wait_ms = c->config.lease_ms;    /* a held query that got lost is noticed within a lease */
     mgr__cluster_send(c, e, now);
@@ -6687,7 +6734,7 @@ static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const m
     if (a->outcome == MGR__OUTCOME_CONFLICT) { mgr__cluster_confirm_conflict(c, e, a, now); return; }
     if (a->outcome != MGR__OUTCOME_OK) {
         c->round_open = false;
-        c->next_round = now + mgr__cluster_jitter(c, mgr__min64(1000, c->config.lease_ms / 10) > 50 ? (uint32_t)mgr__min64(1000, c->config.lease_ms / 10) : 50);
+        c->next_round = now + mgr__cluster_jitter(c, (uint32_t)mgr__max64(50, mgr__min64(1000, c->config.lease_ms / 10)));
         return;
     }
     for (size_t i = 1; i < e->request.op_count; i++) {
@@ -6708,8 +6755,7 @@ static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
     mgr__errand *e;
     if (c->certify && !c->old_certified && c->old_life[0]) {
         e = mgr__cluster_work(c, MGR__TASK_CERTIFY, MGR__ASK_TXN);
-        mgr__request_op(&e->request, MGR__SET, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", mgr__str_of(c->old_life)))->value =
-            mgr__str_of("{\"proof\":\"all work was seen dead\"}");
+        mgr__request_certify(&e->request, &c->root, mgr__str_of(c->old_life), "{\"proof\":\"all work was seen dead\"}");
     } else if (!c->old_destroyed && c->old_life[0]) {
         e = mgr__cluster_work(c, MGR__TASK_DESTROY, MGR__ASK_SESSION_DESTROY);
         e->request.session = mgr__arena_str(&e->request.arena, mgr__str_of(c->old_life));
@@ -6730,14 +6776,14 @@ static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
 static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
 {
     if (c->setter.taken_over)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "our partition set was replaced by the one that stands (partitions: %llu, version: %llu): that stays; `manager partitions` changes it",
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "our partition set was replaced by the one that stands (partitions: %llu, version: %llu): that stays; `manager partitions` changes it",
                           (unsigned long long)c->setter.marker.count, (unsigned long long)c->setter.marker.version);
     if (c->setter.result == MGR_OK) {
         if (c->phase != MGR__PHASE_SET) return;
         mgr__cluster_phase(c, MGR__PHASE_LOOK, now);    /* look again: the set stands now */
         return;
     }
-    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set cannot be put in force: %.*s", (int)c->setter.trouble.len, c->setter.trouble.at);
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set cannot be put in force: %.*s", (int)c->setter.trouble.len, c->setter.trouble.at);
     if (c->phase == MGR__PHASE_SET) mgr__cluster_left(c, c->setter.result, now);
 }
 
@@ -6758,7 +6804,7 @@ static void mgr__cluster_miss_set(mgr__cluster *c, int64_t now)
     mgr__str set_key = mgr__cluster_set_key(c, r, c->picture.marker.hash);
     if (c->missed_index) mgr__request_check_index(r, set_key, c->missed_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, set_key);
-    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_make(&r->arena, &c->root, "cluster/missing", mgr__nobody()));
+    mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, &c->root, "cluster/missing"));
     op->index = c->picture.missing.modify_index;    /* 0: there is none */
     mgr__buf_init(&value, c->heap, 4096);
     mgr__missing_write(c->picture.marker.hash, &value);
@@ -6805,7 +6851,7 @@ static void mgr__cluster_add_slot(mgr__cluster *c, mgr__request *r, uint32_t num
     const mgr__slot_key *standing = mgr__picture_slot(&c->picture, number);
     mgr__buf value;
     if (standing && standing->id.len && !mgr__picture_member(&c->picture, standing->id))
-        mgr__request_op(r, MGR__CHECK_ABSENT, mgr__key_make(&r->arena, &c->root, "cluster/instances/", standing->id));
+        mgr__request_on(r, MGR__CHECK_ABSENT, &c->root, "cluster/instances/", standing->id);
     mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));
     op->index = standing ? standing->modify_index : 0;
     mgr__buf_init(&value, c->heap, 4096);
@@ -6836,7 +6882,7 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_JOIN, MGR__ASK_TXN);
     mgr__request *r = &e->request;
     mgr__str key = mgr__cluster_own_key(c, r);
-    const mgr__member *old = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *old = mgr__cluster_own(c);
     /* Back within the grace: it takes part at once, with what it had. */
     c->joining = c->config.settle_ms > 0 && !(old && old->grace_ms && !old->joining);
     if (old) mgr__request_check_index(r, key, old->modify_index);
@@ -6874,7 +6920,7 @@ static void mgr__cluster_ask_session(mgr__cluster *c, int64_t now)
 static void mgr__cluster_ask_list(mgr__cluster *c, mgr__task task, int64_t now)
 {
     mgr__errand *e = mgr__cluster_work(c, task, MGR__ASK_LIST);
-    e->request.key = mgr__key_make(&e->request.arena, &c->root, "cluster/", mgr__nobody());
+    e->request.key = mgr__key_fixed(&e->request.arena, &c->root, "cluster/");
     mgr__cluster_send(c, e, now);
 }
 
@@ -6892,7 +6938,7 @@ static void mgr__cluster_wait_for(mgr__cluster *c, const mgr__member *holder, in
 /* False: it is time for another look, or worth one. */
 static bool mgr__cluster_still_waits(mgr__cluster *c, int64_t now)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     bool as_before = own && own->modify_index == c->look_index && own->alive == c->look_alive;
     if (!c->look_at || now >= c->look_at || !as_before) return false;
     if (c->former.open && mgr__picture_certified(&c->picture, own->life)) return false;
@@ -7003,7 +7049,7 @@ static bool mgr__cluster_ask_missing(mgr__cluster *c, int64_t now)
             value = mgr__holding_nobodys(&e->request, false, (uint64_t)c->delay_seen_ms);
         }
         e->parts[e->request.op_count] = p;
-        mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "owners/", p->name))->value = value;     /* index 0: create */
+        mgr__request_on(&e->request, MGR__CAS, &c->root, "owners/", p->name)->value = value;     /* index 0: create */
         p->stale = p->writing = true;
         if (e->request.op_count == MGR__TXN_OPS_MAX) break;
     }
@@ -7025,7 +7071,7 @@ static bool mgr__cluster_ask_read(mgr__cluster *c, int64_t now)
         if (!mgr__part_reads(c, p)) continue;
         if (!e) e = mgr__cluster_work(c, MGR__TASK_READ, MGR__ASK_TXN);
         e->parts[e->request.op_count] = p;
-        mgr__request_op(&e->request, MGR__GET, mgr__key_make(&e->request.arena, &c->root, "owners/", p->name));
+        mgr__request_on(&e->request, MGR__GET, &c->root, "owners/", p->name);
         if (e->request.op_count == MGR__READS_PER_TXN) break;
     }
     if (!e) return false;
@@ -7074,7 +7120,7 @@ static bool mgr__cluster_ask_wish(mgr__cluster *c, int64_t now)
         mgr__buf value;
         mgr__buf_init(&value, c->heap, 4096);
         mgr__wish_write(&wish, &value);
-        mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/wishes/", m->id));
+        mgr__op *op = mgr__request_on(&e->request, MGR__CAS, &c->root, "cluster/wishes/", m->id);
         op->index = standing ? standing->modify_index : 0;
         op->value = mgr__request_keep(&e->request, &value);
         mgr__cluster_send(c, e, now);
@@ -7133,7 +7179,7 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PAUSE, MGR__ASK_TXN);
     bool on = needs == MGR__PAUSE_ON, told = c->pause_wish == MGR__PAUSE_ON;
     mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);
-    mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/pause", mgr__nobody()));
+    mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_fixed(&e->request.arena, &c->root, "cluster/pause"));
     op->index = c->picture.pause.modify_index;      /* 0: there is none */
     mgr__pause pause;
     memset(&pause, 0, sizeof pause);
@@ -7143,7 +7189,7 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     pause.since_ms = (uint64_t)now + c->wall_offset_ms;
     if (on) op->value = mgr__request_pause(&e->request, &pause);
     if (needs == MGR__PAUSE_OFF && c->pause_wish == MGR__PAUSE_NONE && now < c->still_since + mgr__cluster_still_ms(c))
-        mgr__cluster_tell(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id, "the circuit breaker has held planned moves for %lld ms while members still came and went: it lets them go, and stays off until none has for %lld ms",
+        mgr__cluster_tell_of(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id, "the circuit breaker has held planned moves for %lld ms while members still came and went: it lets them go, and stays off until none has for %lld ms",
                           (long long)(now - c->breaker_since), (long long)mgr__cluster_still_ms(c));
     c->pause_not_before = now + MGR__PAUSE_AGAIN_MS;
     mgr__cluster_send(c, e, now);
@@ -7163,18 +7209,17 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
     }
     for (size_t i = 0; i < c->burial_count; i++) {
         const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
-        if (now < c->burials[i].since || !m || m->alive) continue;
-        if (mgr__cluster_inquire(c, &c->burials[i].inquest, m, now)) { c->burials[i].since = now + MGR__PROVE_AGAIN_MS; continue; }
+        if (now < c->burials[i].due_at || !m || m->alive) continue;
+        if (mgr__cluster_inquire(c, &c->burials[i].inquest, m, now)) { c->burials[i].due_at = now + MGR__PROVE_AGAIN_MS; continue; }
         mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY, MGR__ASK_TXN);
         if (c->burials[i].inquest.life[0] && c->burials[i].inquest.verdict == MGR__VERDICT_DEAD)
-            mgr__request_op(&e->request, MGR__SET, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", m->life))->value =
-                mgr__str_of("{\"proof\":\"seen dead by another instance on its host\"}");
-        mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/instances/", m->id))->index = m->modify_index;
+            mgr__request_certify(&e->request, &c->root, m->life, "{\"proof\":\"seen dead by another instance on its host\"}");
+        mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/instances/", m->id)->index = m->modify_index;
         if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__cluster_slot_key(c, &e->request, m->slot))->index = m->slot_index;
         e->request.name = mgr__arena_str(&e->request.arena, m->service);
         e->request.node = mgr__arena_str(&e->request.arena, m->node);
         e->request.note = mgr__arena_str(&e->request.arena, m->id);
-        c->burials[i].since = now + MGR__BACKOFF_MAX_MS;    /* until the picture shows it */
+        c->burials[i].due_at = now + MGR__BACKOFF_MAX_MS;    /* until the picture shows it */
         mgr__cluster_send(c, e, now);
         return true;
     }
@@ -7198,7 +7243,7 @@ static const mgr__slot_key *mgr__cluster_stray_slot(const mgr__cluster *c)
 /* A member without a slot claims the one that the picture gives it. */
 static bool mgr__cluster_ask_slot(mgr__cluster *c, int64_t now)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     if (now < c->slot_not_before || !own || c->picture.index < c->own_index) return false;
     bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);
     const mgr__slot_key *stray = claims ? NULL : mgr__cluster_stray_slot(c);
@@ -7210,7 +7255,7 @@ static bool mgr__cluster_ask_slot(mgr__cluster *c, int64_t now)
         mgr__cluster_add_slot(c, r, own->slot);
     } else {
         if (stray->id.len && !mgr__picture_member(&c->picture, stray->id))
-            mgr__request_op(r, MGR__CHECK_ABSENT, mgr__key_make(&r->arena, &c->root, "cluster/instances/", stray->id));
+            mgr__request_on(r, MGR__CHECK_ABSENT, &c->root, "cluster/instances/", stray->id);
         mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, stray->number))->index = stray->modify_index;
     }
     c->slot_not_before = now + MGR__BACKOFF_MIN_MS;     /* until a picture shows what came of it */
@@ -7228,7 +7273,7 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
             mgr__certificate *certificate = &c->picture.certificates[i];
             for (size_t s = 0; s < c->swept_count; s++)
                 if (mgr__str_is(certificate->life, c->swept[s]) && e->request.op_count < MGR__COUNT(c->swept))
-                    mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/dead/", certificate->life))->index = certificate->modify_index;
+                    mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/dead/", certificate->life)->index = certificate->modify_index;
         }
         c->sweeping = false;
         if (!e->request.op_count) return false;
@@ -7239,7 +7284,7 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
     c->next_sweep = now + MGR__SWEEP_MS;
     if (!mgr__cluster_first(c)) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SWEEP_LIST, MGR__ASK_LIST);
-    e->request.key = mgr__key_make(&e->request.arena, &c->root, "owners/", mgr__nobody());
+    e->request.key = mgr__key_fixed(&e->request.arena, &c->root, "owners/");
     mgr__cluster_send(c, e, now);
     return true;
 }
@@ -7269,7 +7314,7 @@ static bool mgr__cluster_ask_restore(mgr__cluster *c, int64_t now)
     const mgr__missing *missing = &c->picture.missing;
     if (!mgr__cluster_answers_missing(c) || now < c->missing_not_before) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_RESTORE_SET, MGR__ASK_TXN);
-    mgr__op *op = mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/missing", mgr__nobody()));
+    mgr__op *op = mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__key_fixed(&e->request.arena, &c->root, "cluster/missing"));
     op->index = missing->modify_index;
     if (mgr__cluster_has_missing(c)) mgr__cluster_put_set(c, &e->request);
     c->missing_not_before = now + mgr__cluster_jitter(c, MGR__RESTORE_SET_MS);     /* until the picture shows it */
@@ -7285,16 +7330,16 @@ static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
     bool restore = !c->picture.marker.exists && c->marker_seen.exists && c->have_set;    /* deleted or overwritten by hand */
     const mgr__marker *standing = restore ? &c->marker_seen : &c->picture.marker;
     bool fence = c->fence_floor && standing->fence_base + c->index_max <= c->fence_floor;
-    if (!standing->exists || !standing->hash[0] || (!restore && !fence && (int64_t)standing->delay_max_ms >= c->delay_seen_ms)) return false;
+    if (!mgr__marker_stands(standing) || (!restore && !fence && (int64_t)standing->delay_max_ms >= c->delay_seen_ms)) return false;
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_FENCE_BASE, MGR__ASK_TXN);
     mgr__marker marker = *standing;
     mgr__buf value;
     if (fence) marker.fence_base = c->fence_floor;
     if ((int64_t)marker.delay_max_ms < c->delay_seen_ms) marker.delay_max_ms = (uint64_t)c->delay_seen_ms;
-    if (restore) mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cluster/partitions was deleted or overwritten by hand: it is restored");
+    if (restore) mgr__cluster_tell(c, MGR_EVENT_ERROR, "cluster/partitions was deleted or overwritten by hand: it is restored");
     mgr__buf_init(&value, c->heap, 4096);
     mgr__marker_write(&marker, &value);
-    mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_make(&e->request.arena, &c->root, "cluster/partitions", mgr__nobody()));
+    mgr__op *op = mgr__request_op(&e->request, MGR__CAS, mgr__key_fixed(&e->request.arena, &c->root, "cluster/partitions"));
     op->index = c->picture.marker.modify_index;     /* 0: there is none */
     op->value = mgr__request_keep(&e->request, &value);
     /* The set it names may be gone as well (the whole store was wiped). */
@@ -7333,12 +7378,11 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
     bool all_released = true;
     for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->state != MGR__PART_IDLE || c->parts[i]->doubt_index) all_released = false;
     if (!all_released && !c->unproven)
-        mgr__request_op(r, MGR__SET, mgr__key_make(&r->arena, &c->root, "cluster/dead/", mgr__arena_str(&r->arena, mgr__cluster_life(c))))->value =
-            mgr__str_of("{\"proof\":\"left, all work was seen dead\"}");
+        mgr__request_certify(r, &c->root, mgr__arena_str(&r->arena, mgr__cluster_life(c)), "{\"proof\":\"left, all work was seen dead\"}");
     mgr__str key = mgr__cluster_own_key(c, r);
     mgr__op *check = mgr__request_op(r, MGR__CHECK_SESSION, key);
     check->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     bool stays = mgr__cluster_keeps_seat(c);
     mgr__op *last = mgr__request_op(r, stays ? MGR__UNLOCK : MGR__DELETE_CAS, key);
     if (stays) last->session = check->session;
@@ -7377,9 +7421,9 @@ static void mgr__cluster_work_lane(mgr__cluster *c, int64_t now)
 /* A request came to nothing: once more later, longer each time; a refusal is told. */
 static void mgr__cluster_trouble(mgr__cluster *c, const mgr__answer *a, const char *what, int64_t now)
 {
-    bool refused = a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED;
+    bool refused = mgr__answer_refused(a);
     if (refused && !c->work_failures)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to %s: %.*s", what, (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "Consul refuses to %s: %.*s", what, mgr__str_width(a->text, 300), a->text.at);
     c->work_failures++;
     c->not_before = now + mgr__cluster_backoff(c, c->work_failures);
 }
@@ -7387,21 +7431,18 @@ static void mgr__cluster_trouble(mgr__cluster *c, const mgr__answer *a, const ch
 static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     if (a->outcome == MGR__OUTCOME_DENIED) {
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cannot enter: an ACL right is missing (%.*s)", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cannot enter: an ACL right is missing (%.*s)", mgr__str_width(a->text, 200), a->text.at);
         mgr__cluster_left(c, MGR_DENIED, now);
         return;
     }
     bool stranger = c->phase == MGR__PHASE_NODE && (a->outcome == MGR__OUTCOME_NOT_FOUND || a->outcome == MGR__OUTCOME_REJECTED);
     if (stranger && !c->failures)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "what answers is no Consul agent (HTTP %d to /v1/agent/self): check its address", a->status);
-    else if (a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN && !c->failures)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "cannot enter yet: %.*s", (int)mgr__min64(200, (int64_t)a->text.len), a->text.at);
-    mgr__cluster_later(c, c->life[0] || c->session_unclear ? MGR__PHASE_CLEAN : c->phase == MGR__PHASE_CLEAN ? MGR__PHASE_CLEAN : MGR__PHASE_NODE, now);
-    if (c->phase == MGR__PHASE_CLEAN && c->life[0]) {
-        int64_t not_before = c->not_before;
-        mgr__cluster_to_clean(c, false, now);
-        c->not_before = not_before;
-    }
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "what answers is no Consul agent (HTTP %d to /v1/agent/self): check its address", a->status);
+    else if (mgr__answer_came(a) && !c->failures)
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cannot enter yet: %.*s", mgr__str_width(a->text, 200), a->text.at);
+    bool clean = c->life[0] || c->session_unclear || c->phase == MGR__PHASE_CLEAN;
+    if (c->life[0]) mgr__cluster_to_clean(c, false, now);
+    mgr__cluster_later(c, clean ? MGR__PHASE_CLEAN : MGR__PHASE_NODE, now);
 }
 
 /* Nobody certifies it: it is said once, with the reason and for whom is waited. */
@@ -7409,7 +7450,7 @@ static void mgr__cluster_unproven_former(mgr__cluster *c)
 {
     if (c->former.told) return;
     c->former.told = true;
-    mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, c->config.instance_id, "the former life %s of instance %s on this host has no proof of death: %s; what it held is taken after the delay",
+    mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, c->config.instance_id, "the former life %s of instance %s on this host has no proof of death: %s; what it held is taken after the delay",
                       c->former.life, c->config.instance_id.at, c->former.why);
 }
 
@@ -7417,7 +7458,7 @@ static void mgr__cluster_unproven_former(mgr__cluster *c)
  * and its service; only then enter. */
 static void mgr__cluster_former_dead(mgr__cluster *c, int64_t now)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     mgr__copy_text(c->old_life, sizeof c->old_life, mgr__str_of(c->former.life));
     if (own && own->service.len && own->service.len < sizeof c->service && mgr__str_is(own->node, c->node)) {
         mgr__copy_text(c->service, sizeof c->service, own->service);
@@ -7444,14 +7485,14 @@ static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, in
 {
     int64_t wait_ms = mgr__cluster_identity_wait(c, holder);
     if (now - c->phase_since < wait_ms) {
-        if (!c->told_identity) mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end%s%s",
+        if (!c->told_identity) mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end%s%s",
                                                  holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms,
                                                  c->former.why[0] ? "; its death is not proven: " : "", c->former.why);
         c->told_identity = true;
         mgr__cluster_wait_for(c, holder, c->phase_since + wait_ms, now);
         return;
     }
-    mgr__cluster_tell(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
+    mgr__cluster_tell_of(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
                       holder->id.at, (int)holder->session.len, holder->session.at, (int)holder->node.len, holder->node.at);
     c->leave_result = MGR_IDENTITY;
     c->want_leave = true;
@@ -7466,13 +7507,29 @@ static bool mgr__cluster_placement_fits(mgr__cluster *c, int64_t now)
     const mgr__member *other = slots && !c->entered_once ? mgr__picture_odd_weight(&c->picture, c->config.weight, c->config.instance_id) : NULL;
     if (mgr__marker_known(marker) && !other) return true;
     if (other)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, other->id, "the service is placed by slots, which is for equal weights: instance %s has weight %llu, this one %lu; give it the same",
+        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, other->id, "the service is placed by slots, which is for equal weights: instance %s has weight %llu, this one %lu; give it the same",
                           other->id.at, (unsigned long long)other->weight, (unsigned long)c->config.weight);
     else
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
                           marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
     mgr__cluster_left(c, MGR_INVALID, now);
     return false;
+}
+
+/* The store was wiped under us: what we know is set up again, as lost. */
+static void mgr__cluster_set_up_again(mgr__cluster *c)
+{
+    mgr__set again = c->set;
+    memset(&c->set, 0, sizeof c->set);
+    mgr__arena_init(&c->set.arena, c->heap);
+    c->have_set = false;
+    for (size_t i = 0; i < c->part_count; i++) c->parts[i]->in_set = c->parts[i]->assigned = false;
+    c->map_digest = 0;
+    c->fence_floor = c->fence_top;
+    c->index_max = 0;
+    mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
+    c->setter.fence_floor = c->fence_floor;
+    c->setter.placement = mgr__marker_stands(&c->marker_seen) ? mgr__marker_placement(&c->marker_seen) : c->config.placement;
 }
 
 static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
@@ -7480,7 +7537,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     mgr__cluster_see(c, a, now);
     c->watch_index = a->index;
     c->look_at = 0;
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     bool first = own && !mgr__str_is(own->life, c->former.life);
     if (own) mgr__inquest_begin(&c->former, c, own, now);
     if (c->former.open && mgr__picture_certified(&c->picture, mgr__str_of(c->former.life))) {    /* its keeper was quicker */
@@ -7492,7 +7549,7 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
     if (!mgr__cluster_placement_fits(c, now)) return;
     if (c->picture.member_count >= MGR_MEMBER_COUNT_MAX && !own) {
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter", MGR_MEMBER_COUNT_MAX);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter", MGR_MEMBER_COUNT_MAX);
         mgr__cluster_left(c, MGR_LIMIT, now);
         return;
     }
@@ -7500,29 +7557,13 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
     if (own && mgr__str_is(own->life, c->former.life) && !c->former.open && c->former.verdict != MGR__VERDICT_DEAD) mgr__cluster_unproven_former(c);
     mgr__cluster_phase(c, MGR__PHASE_SET, now);
     if (!c->have_configured && !c->have_set && !c->picture.marker.exists)
-        mgr__cluster_tell(c, MGR_EVENT_WAITING, NULL, mgr__nobody(), "no partition set stands for service %s yet: start one instance with partitions", c->config.service_id.at);
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, "no partition set stands for service %s yet: start one instance with partitions", c->config.service_id.at);
     if (c->have_configured && !c->entered_once) {
         mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
         c->setter.placement = c->config.placement;
         c->have_configured = false;
-    } else if (!c->picture.marker.exists && c->have_set && !mgr__setter_busy(&c->setter)) {
-        /* the store was wiped under us: what we know is set up again, as lost */
-        mgr__set again;
-        memset(&again, 0, sizeof again);
-        mgr__arena_init(&again.arena, c->heap);
-        again = c->set;
-        memset(&c->set, 0, sizeof c->set);
-        mgr__arena_init(&c->set.arena, c->heap);
-        c->have_set = false;
-        for (size_t i = 0; i < c->part_count; i++) c->parts[i]->in_set = c->parts[i]->assigned = false;
-        c->map_digest = 0;
-        c->fence_floor = c->fence_top;
-        c->index_max = 0;
-        mgr__setter_start(&c->setter, c->heap, &again, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
-        c->setter.fence_floor = c->fence_floor;
-        c->setter.placement = mgr__marker_stands(&c->marker_seen) ? mgr__marker_placement(&c->marker_seen) : c->config.placement;
-    }
+    } else if (!c->picture.marker.exists && c->have_set && !mgr__setter_busy(&c->setter)) mgr__cluster_set_up_again(c);
 }
 
 /* The answer to MGR__ACT_PROVE. */
@@ -7546,7 +7587,7 @@ static void mgr__cluster_tell_placement(mgr__cluster *c)
     const char *wanted = mgr__placement_word(c->config.placement);
     if (!c->config.placement || c->told_placement || strcmp(wanted, c->picture.marker.placement) == 0) return;
     c->told_placement = true;
-    mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, NULL, mgr__nobody(), "the service is placed by \"%s\", not by \"%s\" as this instance was told: that stays; `manager partitions --placement %s` changes it",
+    mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the service is placed by \"%s\", not by \"%s\" as this instance was told: that stays; `manager partitions --placement %s` changes it",
                       c->picture.marker.placement, wanted, wanted);
 }
 
@@ -7570,52 +7611,41 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
     mgr__cluster_phase(c, MGR__PHASE_MEMBER, now);
     mgr__cluster_act(c, MGR__ACT_LIFE);
     mgr__cluster_act(c, MGR__ACT_LEASE)->at = c->lease_until;
-    mgr__cluster_tell(c, MGR_EVENT_ENTERED, NULL, c->config.instance_id, "entered service %s as %s (session %s)",
+    mgr__cluster_tell_of(c, MGR_EVENT_ENTERED, NULL, c->config.instance_id, "entered service %s as %s (session %s)",
                       c->config.service_id.at, c->config.instance_id.at, c->life);
     mgr__cluster_tell_placement(c);
 }
 
 static void mgr__cluster_entering_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
-    bool ok = a->outcome == MGR__OUTCOME_OK;
+    bool join_conflicts = e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT;
     if (c->phase >= MGR__PHASE_MEMBER) return;      /* the life ended while the request was out: what it made is cleaned up */
-    if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT && mgr__cluster_slot_taken(e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) {
+    if (join_conflicts && mgr__cluster_slot_taken(e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) {
         c->not_before = now + mgr__cluster_jitter(c, 2 * MGR__MARKER_WAIT_MS);
         return;
     }
-    if (e->task == MGR__TASK_JOIN && a->outcome == MGR__OUTCOME_CONFLICT) {     /* the key or the session is not as it was */
-        mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
-        int64_t not_before = c->not_before;
+    if (join_conflicts) {     /* the key or the session is not as it was */
         mgr__cluster_to_clean(c, false, now);
-        c->not_before = not_before;
+        mgr__cluster_later(c, MGR__PHASE_CLEAN, now);
         return;
     }
-    if (!ok) { mgr__cluster_entering_failed(c, a, now); return; }
-    switch (e->task) {
-    case MGR__TASK_NODE:
+    if (a->outcome != MGR__OUTCOME_OK) mgr__cluster_entering_failed(c, a, now);
+    else if (e->task == MGR__TASK_NODE) {
         mgr__copy_text(c->node, sizeof c->node, a->node);
         mgr__cluster_phase(c, MGR__PHASE_LOOK, now);
-        break;
-    case MGR__TASK_LOOK: mgr__cluster_looked(c, a, now); break;
-    case MGR__TASK_REGISTER: mgr__cluster_phase(c, MGR__PHASE_SESSION, now); break;
-    case MGR__TASK_SESSION:
+    } else if (e->task == MGR__TASK_LOOK) mgr__cluster_looked(c, a, now);
+    else if (e->task == MGR__TASK_REGISTER) mgr__cluster_phase(c, MGR__PHASE_SESSION, now);
+    else if (e->task == MGR__TASK_SESSION) {
         mgr__copy_text(c->life, sizeof c->life, a->session);
         c->session_unclear = false;
         mgr__cluster_phase(c, MGR__PHASE_JOIN, now);
-        break;
-    case MGR__TASK_JOIN: mgr__cluster_joined(c, e, a, now); break;
-    case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: case MGR__TASK_SETTER:
-    case MGR__TASK_READ_SET: case MGR__TASK_MISS_SET: case MGR__TASK_RESTORE_SET: case MGR__TASK_OWN_READ: case MGR__TASK_OWN_WRITE: case MGR__TASK_READ: case MGR__TASK_LOCK: case MGR__TASK_UNLOCK:
-    case MGR__TASK_MISSING: case MGR__TASK_REWRITE: case MGR__TASK_CERTIFY: case MGR__TASK_DESTROY: case MGR__TASK_DEREGISTER: case MGR__TASK_PART: case MGR__TASK_PART_LOOK: case MGR__TASK_WISH:
-    case MGR__TASK_PAUSE: case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: case MGR__TASK_SWEEP_LIST: case MGR__TASK_SWEEP: case MGR__TASK_FENCE_BASE: case MGR__TASK_SLOT:
-        break;
-    }
+    } else mgr__cluster_joined(c, e, a, now);
 }
 
 static void mgr__cluster_clean_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     /* Destroying what is gone, and deregistering what is unknown, is done already. */
-    bool done = a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN;
+    bool done = mgr__answer_came(a);
     if (!done) {
         bool hopeless = c->want_leave && now - c->phase_since > (int64_t)c->config.lease_ms;
         if (hopeless) mgr__cluster_left(c, c->leave_result, now);
@@ -7623,11 +7653,11 @@ static void mgr__cluster_clean_answer(mgr__cluster *c, mgr__errand *e, const mgr
         return;
     }
     c->failures = 0;
-    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "Consul refuses to clean up a former life: %.*s", (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+    if (mgr__answer_refused(a))
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "Consul refuses to clean up a former life: %.*s", mgr__str_width(a->text, 300), a->text.at);
     if (e->task == MGR__TASK_CERTIFY) {
         c->old_certified = true;
-        if (a->outcome == MGR__OUTCOME_OK) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, mgr__nobody(), "certified that all work of the former life %s is dead", c->old_life);
+        if (a->outcome == MGR__OUTCOME_OK) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, "certified that all work of the former life %s is dead", c->old_life);
     } else if (e->task == MGR__TASK_DESTROY) c->old_destroyed = true;
     else c->registered = false;
 }
@@ -7653,7 +7683,7 @@ static void mgr__cluster_set_unreadable(mgr__cluster *c, const mgr__kv *kv, int6
     if (said) mgr__cluster_set_later(c, now);
     if (strcmp(c->missed_told, c->picture.marker.hash) == 0) return;
     mgr__copy_text(c->missed_told, sizeof c->missed_told, mgr__str_of(c->picture.marker.hash));
-    mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s %s: whoever runs with it is asked to put it back; `manager partitions` puts another in force",
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set sets/%s %s: whoever runs with it is asked to put it back; `manager partitions` puts another in force",
                       c->picture.marker.hash, kv ? "cannot be read" : "is gone");
 }
 
@@ -7661,7 +7691,7 @@ static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, 
 {
     mgr__set fresh;
     mgr__str asked;
-    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
+    if (!mgr__answer_decided(a)) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
     if (!mgr__key_below(e->request.ops[0].key, &c->root, "sets/", &asked) || !mgr__str_is(asked, c->picture.marker.hash)) return;     /* another is in force by now */
     const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK && a->kv_count ? &a->kvs[0] : NULL;
     bool read = kv && mgr__set_read(&fresh, c->heap, kv->value);
@@ -7679,15 +7709,15 @@ static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, 
 static void mgr__cluster_miss_answer(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     mgr__cluster_set_later(c, now);
-    if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "write cluster/missing", now);
+    if (!mgr__answer_decided(a)) mgr__cluster_trouble(c, a, "write cluster/missing", now);
 }
 
 static void mgr__cluster_restore_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     bool put = e->request.op_count > 1;
     if (a->outcome == MGR__OUTCOME_OK && put)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "the partition set sets/%s was deleted or overwritten by hand: it is put back", c->set.hash);
-    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "put the partition set back", now);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set sets/%s was deleted or overwritten by hand: it is put back", c->set.hash);
+    else if (!mgr__answer_decided(a)) mgr__cluster_trouble(c, a, "put the partition set back", now);
 }
 
 /* Nothing is known of our own key after a lost answer; a conflict says it is not as we left it. */
@@ -7773,7 +7803,13 @@ static void mgr__cluster_missing_answer(mgr__cluster *c, mgr__errand *e, const m
 {
     for (size_t i = 0; i < e->request.op_count; i++) if (e->parts[i]) e->parts[i]->writing = false;
     if (a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0) mgr__cluster_outrun(c, now);
-    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "make partitions' keys again", now);
+    else if (!mgr__answer_decided(a)) mgr__cluster_trouble(c, a, "make partitions' keys again", now);
+}
+
+/* A write confirms what it was conditioned on, in the round that was open when it was sent; 0: in none. */
+static uint64_t mgr__cluster_round_of(const mgr__cluster *c, const mgr__errand *e)
+{
+    return e->sent_at >= c->round_started && c->round_open ? c->round : 0;
 }
 
 static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
@@ -7790,7 +7826,7 @@ static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index,
     p->seen = false;
     if (index > c->index_max) c->index_max = index;
     p->fence = c->picture.marker.fence_base + index;
-    p->round = e->sent_at >= c->round_started && c->round_open ? c->round : 0;
+    p->round = mgr__cluster_round_of(c, e);
     if (p->fence > c->fence_top) c->fence_top = p->fence;
     if (p->fence <= p->watermark || p->fence <= c->fence_floor) {   /* Consul's index went down: wait for a new fence_base */
         p->state = MGR__PART_UNLOCKING;
@@ -7807,7 +7843,7 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK ? mgr__answer_last(a, e->request.ops[i].key) : NULL;
         p->writing = false;
         if (e->task == MGR__TASK_REWRITE) {
-            if (kv && mgr__part_works(p)) { p->key_index = kv->modify_index; p->round = e->sent_at >= c->round_started && c->round_open ? c->round : 0; }
+            if (kv && mgr__part_works(p)) { p->key_index = kv->modify_index; p->round = mgr__cluster_round_of(c, e); }
             else if (!kv && mgr__part_works(p)) p->stale = true;
             continue;
         }
@@ -7823,7 +7859,7 @@ static void mgr__cluster_lock_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     bool outrun = a->outcome == MGR__OUTCOME_CONFLICT && e->task == MGR__TASK_LOCK && a->failed_count && a->failed[0] == 0;
     for (size_t f = 0; f < a->failed_count && e->task == MGR__TASK_LOCK; f++) if (a->failed[f] == 1) c->own_unclear = true;
     if (outrun) mgr__cluster_outrun(c, now);
-    else if (a->outcome != MGR__OUTCOME_OK && a->outcome != MGR__OUTCOME_CONFLICT) mgr__cluster_trouble(c, a, "lock partitions", now);
+    else if (!mgr__answer_decided(a)) mgr__cluster_trouble(c, a, "lock partitions", now);
 }
 
 static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -7837,7 +7873,7 @@ static void mgr__cluster_unlock_answer(mgr__cluster *c, mgr__errand *e, const mg
         if (a->outcome != MGR__OUTCOME_OK) continue;
         p->state = MGR__PART_IDLE;
         p->fence = 0;
-        mgr__cluster_tell(c, MGR_EVENT_RELEASED, p, mgr__nobody(), "released partition %s", p->name.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_RELEASED, p, mgr__nobody(), "released partition %s", p->name.at);
     }
     mgr__cluster_own_answer(c, e, a, now);
 }
@@ -7851,20 +7887,20 @@ static void mgr__cluster_pause_answer(mgr__cluster *c, const mgr__errand *e, con
     else if (a->outcome == MGR__OUTCOME_OK) c->pause_taken = op->index;
     bool own_moved = a->outcome == MGR__OUTCOME_CONFLICT && a->failed_count && a->failed[0] == 0;
     if (own_moved || a->outcome == MGR__OUTCOME_UNKNOWN) c->own_unclear = true;
-    if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) return;
+    if (mgr__answer_decided(a)) return;
     mgr__cluster_trouble(c, a, "write cluster/pause", now);
-    if (a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED) { c->pause_wish = MGR__PAUSE_NONE; c->breaker_due = false; }
+    if (mgr__answer_refused(a)) { c->pause_wish = MGR__PAUSE_NONE; c->breaker_due = false; }
 }
 
 static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr__answer *a)
 {
     if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
     if (a->outcome != MGR__OUTCOME_OK) return;
-    if (e->request.ops[0].verb == MGR__SET) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
+    if (e->request.ops[0].verb == MGR__SET) mgr__cluster_tell_of(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
                                                    (int)e->request.note.len, e->request.note.at);
     mgr__copy_text(c->bury_service, sizeof c->bury_service, e->request.name);
     mgr__copy_text(c->bury_node, sizeof c->bury_node, e->request.node);
-    mgr__cluster_tell(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
+    mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
 }
 
 /* Which certificates does no owner key refer to? One pass over the owners. */
@@ -7917,7 +7953,7 @@ static void mgr__cluster_part_looked(mgr__cluster *c, const mgr__answer *a, int6
 static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
 {
     if (mgr__cluster_slot_moved(c, e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) { c->part_look = true; return; }
-    bool unclear = a->outcome == MGR__OUTCOME_UNKNOWN || a->outcome == MGR__OUTCOME_UNSENT;
+    bool unclear = !mgr__answer_came(a);
     if (unclear && now - c->phase_since > (int64_t)c->config.lease_ms) { mgr__cluster_left(c, c->leave_result, now); return; }
     if (unclear) { c->own_unclear = true; c->not_before = now + mgr__cluster_backoff(c, 1); return; }
     /* Our key is gone, or not ours to delete; what is unclear about the locks a certificate settles. */
@@ -7942,7 +7978,7 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     case MGR__TASK_UNLOCK: mgr__cluster_unlock_answer(c, e, a, now); break;
     case MGR__TASK_WISH:
         if (a->outcome != MGR__OUTCOME_OK) mgr__cluster_trouble(c, a, "write a wish", now);
-        if (a->outcome != MGR__OUTCOME_CONFLICT && a->outcome != MGR__OUTCOME_UNKNOWN && a->outcome != MGR__OUTCOME_UNSENT && c->wish_count) mgr__cluster_drop_wish(c);
+        if (a->outcome != MGR__OUTCOME_CONFLICT && mgr__answer_came(a) && c->wish_count) mgr__cluster_drop_wish(c);
         break;
     case MGR__TASK_PAUSE: mgr__cluster_pause_answer(c, e, a, now); break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
@@ -7956,7 +7992,7 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         c->not_before = now;
         break;
     case MGR__TASK_SLOT:
-        if (a->outcome == MGR__OUTCOME_OK || a->outcome == MGR__OUTCOME_CONFLICT) break;
+        if (mgr__answer_decided(a)) break;
         mgr__cluster_trouble(c, a, "write our slot", now);
         c->slot_not_before = c->not_before;
         c->not_before = now;
@@ -7969,14 +8005,14 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
 
 static void mgr__cluster_note_reachability(mgr__cluster *c, const mgr__answer *a)
 {
-    bool up = a->outcome != MGR__OUTCOME_UNSENT && a->outcome != MGR__OUTCOME_UNKNOWN;
+    bool up = mgr__answer_came(a);
     if (c->told_reachability && up == c->reachable) return;
     c->reachable = up;
     c->told_reachability = true;
-    int len = (int)mgr__min64(300, (int64_t)a->text.len);
-    if (up) mgr__cluster_tell(c, MGR_EVENT_CONSUL_UP, NULL, mgr__nobody(), "Consul answers");
-    else if (a->status) mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul answers with an error (HTTP %d): %.*s", a->status, len, a->text.at);
-    else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, NULL, mgr__nobody(), "Consul does not answer: %.*s", len, a->text.at);
+    int len = mgr__str_width(a->text, 300);
+    if (up) mgr__cluster_tell(c, MGR_EVENT_CONSUL_UP, "Consul answers");
+    else if (a->status) mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, "Consul answers with an error (HTTP %d): %.*s", a->status, len, a->text.at);
+    else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, "Consul does not answer: %.*s", len, a->text.at);
 }
 
 static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -8055,7 +8091,8 @@ static void mgr__cluster_drain(mgr__cluster *c, bool on)
     if (c->drain != on) { c->drain = on; c->own_dirty = true; }
 }
 
-/* Another instance shall have it; the time doubles with each repeat. for_ms 0 takes it back. */
+/* Another instance shall have it, for so long, which doubles with each repeat; for_ms 0: the
+ * default. Not on: taken back. */
 static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, bool on, int64_t now)
 {
     c->own_dirty = true;
@@ -8066,7 +8103,7 @@ static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, 
     p->refusals++;
     p->refused = true;
     p->refused_until = now + (int64_t)ms;
-    mgr__cluster_tell(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms", p->name.at, (unsigned long long)ms);
+    mgr__cluster_tell_of(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms", p->name.at, (unsigned long long)ms);
 }
 
 static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool drain)
@@ -8126,7 +8163,7 @@ static void mgr__cluster_lease_time(mgr__cluster *c, int64_t now)
 
 static bool mgr__cluster_younger_joins(const mgr__cluster *c)
 {
-    const mgr__member *own = mgr__picture_member(&c->picture, c->config.instance_id);
+    const mgr__member *own = mgr__cluster_own(c);
     for (size_t i = 0; own && i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
         if (m->alive && m->joining && m->create_index > own->create_index) return true;
@@ -8202,7 +8239,7 @@ static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
     if (c->config.start_timeout_ms && !c->entered_once && now - c->started_at > (int64_t)c->config.start_timeout_ms && !c->want_leave) {
         c->want_leave = true;
         c->leave_result = c->reachable ? MGR_TIMEOUT : MGR_UNREACHABLE;
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, NULL, mgr__nobody(), "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms,
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms,
                           !c->reachable ? "no Consul agent can be reached; check its address"
                           : c->phase == MGR__PHASE_SET ? "no partition set stands; start one instance with partitions" : "see what was said before");
     }
@@ -8250,7 +8287,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
     if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), mgr__cluster_breaker_end(c)));
     if (idle && mgr__cluster_pause_needs(c, now) != MGR__PAUSE_NONE) at = mgr__min64(at, mgr__max64(now, c->pause_not_before));
-    for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].since));
+    for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].due_at));
     for (size_t i = 0; i < c->part_count; i++) {
         const mgr__part *p = c->parts[i];
         if (p->refused) at = mgr__min64(at, mgr__max64(now, p->refused_until));
@@ -14303,7 +14340,7 @@ static void mgr__manager_teach_keeper(mgr *m)
     mgr__cluster *c = &m->cluster;
     memset(&r, 0, sizeof r);
     mgr__request_start(&r, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
-    mgr__request_op(&r, MGR__SET, mgr__key_make(&r.arena, &c->root, "cluster/dead/", mgr__str_of(c->life)))->value = mgr__str_of("{\"proof\":\"the keeper saw all work dead\"}");
+    mgr__request_certify(&r, &c->root, mgr__str_of(c->life), "{\"proof\":\"the keeper saw all work dead\"}");
     mgr__manager_format_last(m, &r, &certificate);
     mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_DESTROY, MGR__LANE_WORK);
     r.session = mgr__str_of(c->life);
@@ -15049,13 +15086,13 @@ static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
 
 static void mgr__check_refused(mgr *m, mgr__check *check, const mgr__answer *a, int64_t now)
 {
-    bool refused = a->outcome == MGR__OUTCOME_DENIED || a->outcome == MGR__OUTCOME_REJECTED || a->status >= 400;
+    bool refused = mgr__answer_refused(a) || a->status >= 400;
     check->not_before = now + MGR__SIDE_RETRY_MS;
     if (!refused || check->refusal_told) return;
     char text[700];
     mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
     check->refusal_told = true;
-    snprintf(text, sizeof text, "Consul does not take check %s: %.*s", check->check.id, (int)mgr__min64(300, (int64_t)a->text.len), a->text.at);
+    snprintf(text, sizeof text, "Consul does not take check %s: %.*s", check->check.id, mgr__str_width(a->text, 300), a->text.at);
     event.name = check->check.id;
     event.text = text;
     mgr__manager_tell(m, &event);
@@ -15688,7 +15725,7 @@ MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
 
 static mgr_result mgr__manager_outcome_result(mgr *m, const mgr__answer *a, const char *what)
 {
-    int len = (int)mgr__min64(300, (int64_t)a->text.len);
+    int len = mgr__str_width(a->text, 300);
     switch (a->outcome) {
     case MGR__OUTCOME_OK:        return MGR_OK;
     case MGR__OUTCOME_CONFLICT:  return mgr__manager_fail(m, MGR_CONFLICT, "%s: somebody changed it meanwhile; try again", what);
@@ -15721,7 +15758,7 @@ static void mgr__call(mgr *m, uint32_t timeout_ms)
 static mgr_result mgr__call_list(mgr *m, const char *below, uint32_t timeout_ms)
 {
     mgr__request_start(&m->side, &m->heap, MGR__ASK_LIST, MGR__LANE_WORK);
-    m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, below, mgr__nobody());
+    m->side.key = mgr__key_fixed(&m->side.arena, &m->cluster.root, below);
     mgr__call(m, timeout_ms);
     return mgr__manager_outcome_result(m, &m->call_answer, "reading the service's keys");
 }
@@ -15739,7 +15776,7 @@ static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t time
 static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *set, uint32_t timeout_ms)
 {
     mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
-    mgr__request_op(&m->side, MGR__GET, mgr__key_make(&m->side.arena, &m->cluster.root, "sets/", mgr__str_of(picture->marker.hash)));
+    mgr__request_on(&m->side, MGR__GET, &m->cluster.root, "sets/", mgr__str_of(picture->marker.hash));
     mgr__call(m, timeout_ms);
     mgr_result result = mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
     if (result != MGR_OK) return result;
@@ -15768,7 +15805,7 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
     mgr__buf_init(&value, &m->heap, 4096);
     mgr__wish_write(&wish, &value);
-    mgr__op *op = mgr__request_op(&m->side, MGR__CAS, mgr__key_make(&m->side.arena, &m->cluster.root, "cluster/wishes/", mgr__str_of(instance)));
+    mgr__op *op = mgr__request_on(&m->side, MGR__CAS, &m->cluster.root, "cluster/wishes/", mgr__str_of(instance));
     op->index = standing ? standing->modify_index : 0;
     op->value = mgr__request_keep(&m->side, &value);
     mgr__picture_free(&picture);
@@ -15794,7 +15831,7 @@ static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
         pause.breaker = false;
         if (!paused) pause.since_ms = (uint64_t)m->io.realtime_ms(m->io.user);
         mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
-        mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_make(&m->side.arena, &m->cluster.root, "cluster/pause", mgr__nobody()));
+        mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_fixed(&m->side.arena, &m->cluster.root, "cluster/pause"));
         op->index = standing.modify_index;
         if (on) op->value = mgr__request_pause(&m->side, &pause);
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
@@ -15825,7 +15862,7 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set, mgr_placement 
         }
         bool first = s->state == MGR__SETTER_LOOK;
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
-        if (first && (m->call_answer.outcome == MGR__OUTCOME_UNSENT || m->call_answer.outcome == MGR__OUTCOME_UNKNOWN)) return mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
+        if (first && (!mgr__answer_came(&m->call_answer))) return mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
         mgr__setter_answer(s, &m->heap, &m->cluster.root, mgr__str_of(m->cluster.session_name), &m->call_answer, mgr__io_now(&m->io));
     }
     if (s->result == MGR_OK) return MGR_OK;
@@ -16288,7 +16325,7 @@ MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms)
     mgr_result result = mgr__manager_observer_only(m);
     if (result != MGR_OK) return result;
     mgr__request_start(&m->side, &m->heap, MGR__ASK_WATCH, MGR__LANE_WORK);
-    m->side.key = mgr__key_make(&m->side.arena, &m->cluster.root, "", mgr__nobody());
+    m->side.key = mgr__key_fixed(&m->side.arena, &m->cluster.root, "");
     m->side.index = index ? index : 1;
     m->side.wait_ms = (uint32_t)mgr__min64(timeout_ms, MGR__VIEW_WAIT_MS_MAX);
     mgr__call(m, m->side.wait_ms + m->side.wait_ms / 16 + 2000);

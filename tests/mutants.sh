@@ -138,11 +138,11 @@ mutant S9 restored_lock_is_kept         test_cluster:nobody_wants 'c->parts[i]->
 mutant S9 fence_base_stays              test_cluster:fences_grow 'if (fence) marker.fence_base = c->fence_floor;' ''
 mutant S9 floor_ignored                 test_cluster:new_fence_base 'if (p->fence <= p->watermark || p->fence <= c->fence_floor) {' 'if (p->fence <= p->watermark) {'
 mutant S9 held_is_not_confirmed         test_cluster:confirmed_at_once '    c->next_round = now;' ''
-mutant S9 lock_under_any_marker         test_cluster:locks_hang 'mgr__request_check_index(r, mgr__key_make(&r->arena, &c->root, "cluster/partitions", mgr__nobody()), c->picture.marker.modify_index);' 'mgr__request_op(r, MGR__GET, mgr__key_make(&r->arena, &c->root, "cluster/partitions", mgr__nobody()));'
+mutant S9 lock_under_any_marker         test_cluster:locks_hang 'mgr__request_check_index(r, mgr__key_fixed(&r->arena, &c->root, "cluster/partitions"), c->picture.marker.modify_index);' 'mgr__request_op(r, MGR__GET, mgr__key_fixed(&r->arena, &c->root, "cluster/partitions"));'
 mutant S10 sessions_are_not_counted     test_cluster:have_a_session 's->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);' 's->lost = s->remembered;'
 mutant S10 nothing_is_remembered        test_cluster:remembers 's->lost = s->remembered || mgr__setter_sessions_others(s, session_name, a);' 's->lost = mgr__setter_sessions_others(s, session_name, a);'
 mutant S10 sessions_before_the_marker   test_cluster:behind_the_marker 's->state = a->kv_count ? MGR__SETTER_SESSIONS : MGR__SETTER_LOOK;' 's->state = a->kv_count ? MGR__SETTER_OWNERS : MGR__SETTER_LOOK;'
-mutant S10 owner_keys_unconditioned     test_cluster:owner_keys_hang 'mgr__request_check_index(r, mgr__key_make(&r->arena, root, "cluster/partitions", mgr__str_of("")), s->marker.modify_index);' ''
+mutant S10 owner_keys_unconditioned     test_cluster:owner_keys_hang 'mgr__request_check_index(r, mgr__key_fixed(&r->arena, root, "cluster/partitions"), s->marker.modify_index);' ''
 mutant S10 deleted_key_is_new           test_cluster:only_new_names '{ return !s->stands[i] && !mgr__set_has(&s->old, s->wanted.names[i]); }' '{ return !s->stands[i]; }'
 mutant S10 set_named_first              test_cluster:named_last 'r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);' 'r->ops[0].value = mgr__setter_marker_value(s, r, s->wanted.hash, s->marker.count + 1);'
 mutant S10 marker_is_overwritten        test_cluster:put_over_no_marker 'op->index = s->marker.modify_index;' 'op->index = s->marker.modify_index; op->verb = MGR__SET;'
@@ -230,7 +230,7 @@ mutant S29 any_file_will_do             test_keeper:death_is_proven 'if (device 
 
 # ---- promises of the manual, where a mutant is cheap ----
 mutant P5 draws_by_place                test_rush:input_order 'if (order->hash[a] != order->hash[b]) return order->hash[a] < order->hash[b] ? -1 : 1;' 'if (order) return a < b ? -1 : 1;'
-mutant P5 seats_only_for_partitions    test_rush:stays_near 'if (rush->equal && !rush->in->slots && sum < open_count) left = open_count;' ''
+mutant P5 seats_only_for_partitions     test_rush:stays_near 'if (rush->equal && !rush->in->slots && sum < open_count) left = open_count;' ''
 mutant P6 moves_unbounded               test_cluster:moves_max '(!c->config.moves_max || moving < c->config.moves_max)' 'true'
 mutant P7 nested_without_end            test_json:depth 'if (j->depth == MGR__JSON_DEPTH_MAX) return' 'if (false) return'
 mutant P7 head_without_end              test_wire:limits 'return ++w->head_bytes <= MGR_HEAD_BYTES_MAX ||' 'return true ||'
@@ -252,12 +252,12 @@ mutant P6 moves_in_a_pause              sim 'bool held = mgr__cluster_held(c, no
 mutant P2 pause_holds_failures          sim 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && mgr__marker_known(&c->picture.marker);' 'return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && !c->picture.pause.exists;'
 mutant P2 endless_breaker               sim 'return c->picture.pause.exists && c->picture.pause.breaker && now >= mgr__cluster_breaker_end(c);' 'return now < 0;'
 mutant P2 breaker_of_a_crash_loop       test_cluster:crashes_over 'return mgr__min64(c->still_since + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));' 'return c->still_since + mgr__cluster_still_ms(c);'
-mutant P2 missing_set_stays_missing    sim 'if (mgr__cluster_ask_restore(c, now)) return;' ''
+mutant P2 missing_set_stays_missing     sim 'if (mgr__cluster_ask_restore(c, now)) return;' ''
 mutant P2 any_set_under_the_name        test_cluster:who_needs_it 'if (read && mgr__str_is(asked, fresh.hash)) {' 'if (read) {'
-mutant P5 slot_unconditioned           sim 'mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));' 'mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_slot_key(c, r, number));'
-mutant P5 slot_unclaimed               sim 'bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);' 'bool claims = false;'
-mutant P5 slot_left_behind             test_cluster:slot 'if (m && m->slot == slot->number && m->slot_index) continue;' 'continue;'
-mutant P5 slot_not_freed               test_cluster:slot 'if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS' 'if (false) mgr__request_op(&e->request, MGR__DELETE_CAS'
+mutant P5 slot_unconditioned            sim 'mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));' 'mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_slot_key(c, r, number));'
+mutant P5 slot_unclaimed                sim 'bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);' 'bool claims = false;'
+mutant P5 slot_left_behind              test_cluster:slot 'if (m && m->slot == slot->number && m->slot_index) continue;' 'continue;'
+mutant P5 slot_not_freed                test_cluster:slot 'if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS' 'if (false) mgr__request_op(&e->request, MGR__DELETE_CAS'
 
 if [ -n "$dry" ]; then
     failed=$(cat "$tmp/unmade" 2>/dev/null | wc -l)

@@ -1935,7 +1935,7 @@ TEST(time_goes_on_while_a_request_is_out)
     box_dies(b);
     dc_session_destroy(&w->store, w->now, mgr__str_of(life));
     run(w, MGR__BURY_MS + MGR__BURY_SPREAD_MS + 400);
-    CHECK(a->core.burial_count == 1 && a->core.burials[0].since < w->now);      /* due, but the lane is taken */
+    CHECK(a->core.burial_count == 1 && a->core.burials[0].due_at < w->now);      /* due, but the lane is taken */
     CHECK(mgr__cluster_next(&a->core, w->now) > w->now);
     a->hold = MGR__TASK_NONE;
     run(w, 1000);
