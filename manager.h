@@ -11507,7 +11507,7 @@ static bool mgr__consul_contains(mgr__str text, const char *word)
     return false;
 }
 
-/* {"OpIndex":17,"What":"..."}; *what: the first text, or that of a missing right. */
+/* {"OpIndex":17,"What":"..."}; the answer's text: the first one, or that of a missing right. */
 static void mgr__consul_error(mgr__consul_reader *reader, mgr__answer *out)
 {
     mgr__str key, text = mgr__str_of("");
@@ -14001,7 +14001,9 @@ typedef struct mgr__check {
 
 typedef struct mgr__manager_post { void (*fn)(mgr *m, void *arg); void *arg; int ready; } mgr__manager_post;
 
-typedef enum mgr__side_kind { MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_DEREGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN } mgr__side_kind;
+typedef enum mgr__side_kind {
+    MGR__SIDE_NONE, MGR__SIDE_CHECK_REGISTER, MGR__SIDE_CHECK_DEREGISTER, MGR__SIDE_CHECK_UPDATE, MGR__SIDE_CHECK_LIST, MGR__SIDE_JOIN
+} mgr__side_kind;
 
 struct mgr {
     mgr__heap     heap;
@@ -14031,8 +14033,8 @@ struct mgr {
     int           life_fd;                      /* this life's file under flock; -1 */
     char         *life_path;
     char          life_note[600];               /* why there is no proof, until it is said */
-    uint32_t      late_told_ms; /* the keeper's worst lateness that was an event */
-    int64_t       lease;        /* atomic copy of the word for mgr_lease_left_ms; 0: closed */
+    uint32_t      late_told_ms;                 /* the keeper's worst lateness that was an event */
+    int64_t       lease;                        /* atomic copy of the word for mgr_lease_left_ms; 0: closed */
 
     mgr__work   **works;
     size_t        work_count, work_cap;
@@ -14048,7 +14050,7 @@ struct mgr {
     int64_t       side_not_before;
     char         *join_address;
 
-    mgr__manager_post     posts[MGR__POST_COUNT_MAX];
+    mgr__manager_post posts[MGR__POST_COUNT_MAX];
     uint32_t      post_head, post_tail;         /* atomic head: reserved by posters; tail: run by the loop */
     int           leave_count, leave_seen;      /* atomic, written by any thread */
     int           signal_fd;
@@ -14074,6 +14076,8 @@ static mgr_result mgr__manager_fail(mgr *m, mgr_result result, const char *forma
     mgr__buf_text(&m->error, text);
     return result;
 }
+
+static mgr_result mgr__manager_no_memory(mgr *m) { return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory"); }
 
 static void mgr__manager_tell(mgr *m, const mgr_event *event)
 {
@@ -14113,14 +14117,31 @@ static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc 
     mgr__manager_tell(m, &event);
 }
 
+/* Something of this program or its keeper is amiss. */
+static void mgr__manager_tell_error(mgr *m, const char *format, ...) MGR__PRINTF(2, 3);
+static void mgr__manager_tell_error(mgr *m, const char *format, ...)
+{
+    char text[700];
+    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    event.text = text;
+    mgr__manager_tell(m, &event);
+}
+
 static bool mgr__manager_forked(const mgr *m) { return m->io.process(m->io.user) != m->pid; }
 
 /* ---- requests of the core ---- */
 
+/* What a request is built of, again for each connection that is tried. */
+typedef struct mgr__manager_parcel { const mgr__consul *consul; const mgr__request *request; } mgr__manager_parcel;
+
 static bool mgr__manager_build_request(void *arg, mgr__str host, mgr__buf *out)
 {
-    void **both = (void **)arg;
-    return mgr__consul_format((const mgr__consul *)both[0], (const mgr__request *)both[1], host, out);
+    const mgr__manager_parcel *parcel = (const mgr__manager_parcel *)arg;
+    return mgr__consul_format(parcel->consul, parcel->request, host, out);
 }
 
 static int64_t mgr__manager_request_timeout(const mgr *m, const mgr__request *r)
@@ -14130,21 +14151,18 @@ static int64_t mgr__manager_request_timeout(const mgr *m, const mgr__request *r)
     return MGR__REQUEST_TIMEOUT_MS;
 }
 
-/* A tiny carrier for the two things that a request is built of. */
-typedef struct mgr__manager_carrier { void *both[2]; } mgr__manager_carrier;
-
 static void mgr__manager_send(mgr *m, mgr__lane lane, mgr__request *r, int64_t timeout_ms)
 {
-    mgr__manager_carrier *carrier = (mgr__manager_carrier *)mgr__arena_alloc(&r->arena, sizeof *carrier);
-    if (!carrier) { m->cluster.failed = true; return; }
-    carrier->both[0] = &m->consul;
-    carrier->both[1] = r;
+    mgr__manager_parcel *parcel = (mgr__manager_parcel *)mgr__arena_alloc(&r->arena, sizeof *parcel);
+    if (!parcel) { m->cluster.failed = true; return; }
+    parcel->consul = &m->consul;
+    parcel->request = r;
     bool local = r->ask >= MGR__ASK_SERVICE_REGISTER && r->ask != MGR__ASK_CATALOG_DEREGISTER;
     if (local && m->http[lane].current != m->agent) {     /* only our own agent knows our service and its checks */
         mgr__http_cancel(&m->http[lane]);
         m->http[lane].current = m->agent;
     }
-    mgr__http_send(&m->http[lane], mgr__manager_build_request, carrier->both, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
+    mgr__http_send(&m->http[lane], mgr__manager_build_request, parcel, mgr__consul_repeat(r), mgr__io_now(&m->io) + timeout_ms);
 }
 
 /* The core's service registration is made here: tags and addresses are no concern of its. */
@@ -14284,10 +14302,7 @@ static void mgr__manager_describe_life(mgr *m)
 {
     int code = m->life_fd < 0 ? 0 : mgr__keeper_describe(&m->keeper, m->life_fd, m->cluster.life, m->cluster.config.boot.at);
     if (code < 0) snprintf(m->life_note, sizeof m->life_note, "the life file cannot be written (%s): after a crash of everything on this host a restart waits the delay", mgr__io_text(code));
-    if (!m->life_note[0]) return;
-    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
-    event.text = m->life_note;
-    mgr__manager_tell(m, &event);
+    if (m->life_note[0]) mgr__manager_tell_error(m, "%s", m->life_note);
     m->life_note[0] = 0;
 }
 
@@ -14570,6 +14585,18 @@ static void mgr__proc_stop(mgr__proc *proc, uint32_t within_ms)
     if (proc->alive) mgr__keeper_stop(proc->keeper, proc->slot, within_ms);
 }
 
+static void mgr__work_stop_procs(mgr *m, const mgr__work *work, uint32_t within_ms)
+{
+    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], within_ms);
+}
+
+/* Each within its own grace. */
+static void mgr__work_stop_politely(mgr *m, const mgr__work *work)
+{
+    for (size_t i = 0; i < m->proc_count; i++)
+        if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], m->procs[i]->process.stop_grace_ms);
+}
+
 static bool mgr__work_empty(const mgr *m, const mgr__work *work)
 {
     for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work && m->procs[i]->alive) return false;
@@ -14619,10 +14646,7 @@ static void mgr__work_release(mgr *m, mgr__work *work, uint32_t within_ms, int64
     if (work->let_go) answer = MGR_DONE;
     if (answer == MGR_DONE && !work->held) work->in_process = false;
     work->kill_at = answer == MGR_DONE ? 0 : now + within_ms;
-    for (size_t i = 0; i < m->proc_count && answer == MGR_DONE; i++) {
-        mgr__proc *proc = m->procs[i];
-        if (proc->work == work) mgr__proc_stop(proc, proc->process.stop_grace_ms);
-    }
+    if (answer == MGR_DONE) mgr__work_stop_politely(m, work);
     for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) m->procs[i]->restart_at = 0;
 }
 
@@ -14632,7 +14656,7 @@ static void mgr__work_lost(mgr *m, mgr__work *work, uint32_t within_ms, mgr_resu
 {
     work->stopping = work->lost = true;
     work->kill_at = 0;
-    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], within_ms);
+    mgr__work_stop_procs(m, work, within_ms);
     m->inside++;
     if (m->desc.on_lost) m->desc.on_lost(m, work->part->name.at, why, m->desc.user);
     m->inside--;
@@ -14829,12 +14853,8 @@ static void mgr__manager_note_lateness(mgr *m)
 {
     uint32_t late_ms = mgr__keeper_late_ms(&m->keeper);
     if (late_ms <= MGR_KILL_MARGIN_MS / 2 || late_ms <= m->late_told_ms) return;
-    char text[200];
-    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
     m->late_told_ms = late_ms;
-    snprintf(text, sizeof text, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota", (unsigned long)late_ms);
-    event.text = text;
-    mgr__manager_tell(m, &event);
+    mgr__manager_tell_error(m, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota", (unsigned long)late_ms);
 }
 
 static void mgr__manager_turn_keepers(mgr *m, int64_t now)
@@ -14866,13 +14886,8 @@ static void mgr__manager_turn_keepers(mgr *m, int64_t now)
 
 static void mgr__manager_note_certificate(mgr *m)
 {
-    char text[200];
     const char *fault = mgr__keeper_certificate_fault(&m->keeper);
-    if (!fault) return;
-    mgr_event event = mgr__manager_event(MGR_EVENT_ERROR);
-    snprintf(text, sizeof text, "the keeper could not certify that the former life's work is dead: %s", fault);
-    event.text = text;
-    mgr__manager_tell(m, &event);
+    if (fault) mgr__manager_tell_error(m, "the keeper could not certify that the former life's work is dead: %s", fault);
 }
 
 static void mgr__manager_renew_keeper(mgr *m)
@@ -14912,16 +14927,16 @@ static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
 {
     mgr__part *part = action->part;
     mgr__work *work = mgr__work_of(part);
+    bool kill = action->kind == MGR__ACT_WORK_KILL, lost = part->state == MGR__PART_LOST;
+    uint32_t within_ms = kill ? 0 : action->ms;
     if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
-    if (part->state == MGR__PART_LOST) mgr__work_close_grant(work);
+    if (lost) mgr__work_close_grant(work);
     mgr__manager_publish_lease(m);
-    if (part->state == MGR__PART_LOST && work->lost && action->kind == MGR__ACT_WORK_KILL) {    /* asked a second time: at once */
-        for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
-    } else if (part->state == MGR__PART_LOST) { if (!work->lost) mgr__work_lost(m, work, action->kind == MGR__ACT_WORK_KILL ? 0 : action->ms, action->result); }
-    else if (action->kind == MGR__ACT_WORK_KILL) {
-        if (!work->stopping) mgr__work_release(m, work, 0, now);
-        for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], 0);
-    } else mgr__work_release(m, work, action->ms, now);
+    if (lost && !work->lost) mgr__work_lost(m, work, within_ms, action->result);
+    else {
+        if (!lost && !(kill && work->stopping)) mgr__work_release(m, work, within_ms, now);
+        if (kill) mgr__work_stop_procs(m, work, 0);     /* asked a second time, it may be: at once */
+    }
     mgr__work_look(m, work);
 }
 
@@ -15009,12 +15024,17 @@ static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
     r->body = mgr__request_keep(r, &out);
 }
 
+static void mgr__check_free(mgr *m, mgr__check *check)
+{
+    if (check) mgr__arena_free(&check->arena);
+    mgr__free(&m->heap, check);
+}
+
 static void mgr__check_forget(mgr *m, mgr__check *check)
 {
     for (size_t i = 0; i < m->check_count; i++) if (m->checks[i] == check) { m->checks[i] = m->checks[--m->check_count]; break; }
     if (check->proc) check->proc->check = NULL;
-    mgr__arena_free(&check->arena);
-    mgr__free(&m->heap, check);
+    mgr__check_free(m, check);
 }
 
 static bool mgr__side_next(mgr *m, int64_t now)
@@ -15175,7 +15195,7 @@ static void mgr__manager_run_procs(mgr *m, int64_t now)
         mgr__work *work = m->works[i];
         if (!work->kill_at || now < work->kill_at) continue;
         work->kill_at = 0;
-        for (size_t p = 0; p < m->proc_count; p++) if (m->procs[p]->work == work) mgr__proc_stop(m->procs[p], 0);
+        mgr__work_stop_procs(m, work, 0);
     }
 }
 
@@ -15337,7 +15357,6 @@ static mgr_result mgr__desc_token(mgr *m)
         mgr__buf_init(&text, &m->heap, 4096);
         int got = m->io.read_file(m->io.user, d->consul_token_file, &text);
         mgr__str token = mgr__io_trim(mgr__buf_view(&text));
-        while (token.len && (token.at[token.len - 1] == '\n' || token.at[token.len - 1] == '\r' || token.at[token.len - 1] == ' ')) token.len--;
         if (got >= 0) d->consul_token = mgr__arena_str(&m->arena, token).at;
         mgr__buf_free(&text);
         if (got < 0) return mgr__manager_fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
@@ -15388,7 +15407,7 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
         memcpy(&d->keeper_argv, &argv, sizeof argv);    /* exec wants it without const; nobody writes to it */
     }
     mgr__desc_times(d);
-    if (m->arena.failed) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    if (m->arena.failed) return mgr__manager_no_memory(m);
     mgr_result result = mgr__desc_check_name(m, "service_id", d->service_id);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "service_name", d->service_name);
     if (result == MGR_OK) result = mgr__desc_check_name(m, "instance_id", d->instance_id);
@@ -15543,9 +15562,8 @@ MGRAPI size_t mgr_pollfds(mgr *m, struct pollfd *fds, size_t fd_count_max) { ret
 MGRAPI int mgr_timeout_ms(const mgr *m)
 {
     if (!m || !m->opened) return -1;
-    int timeout = mgr__loop_timeout_ms(&m->loop);
-    int most = m->work_count ? MGR_KILL_MARGIN_MS / 4 : INT_MAX;
-    return timeout < 0 || timeout > most ? (m->work_count ? most : timeout) : timeout;
+    int timeout_ms = mgr__loop_timeout_ms(&m->loop), most = MGR_KILL_MARGIN_MS / 4;
+    return m->work_count && (timeout_ms < 0 || timeout_ms > most) ? most : timeout_ms;
 }
 
 MGRAPI mgr_result mgr_dispatch(mgr *m, const struct pollfd *fds, size_t fd_count)
@@ -15600,7 +15618,7 @@ MGRAPI void mgr_close(mgr *m)
     mgr__loop_close(&m->loop);
     for (size_t i = 0; i < m->work_count; i++) mgr__free(&m->heap, m->works[i]);
     mgr__manager_procs_reap(m, true);
-    for (size_t i = 0; i < m->check_count; i++) { mgr__arena_free(&m->checks[i]->arena); mgr__free(&m->heap, m->checks[i]); }
+    for (size_t i = 0; i < m->check_count; i++) mgr__check_free(m, m->checks[i]);
     while (m->grants) { mgr_grant *next = m->grants->next; mgr__free(&m->heap, m->grants); m->grants = next; }
     mgr__free(&m->heap, m->works);
     mgr__free(&m->heap, m->procs);
@@ -15715,7 +15733,7 @@ MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
     work->held = work->in_process = false;
     work->let_go = true;
     mgr__manager_note_in_process(m);
-    for (size_t i = 0; work->stopping && i < m->proc_count; i++) if (m->procs[i]->work == work) mgr__proc_stop(m->procs[i], m->procs[i]->process.stop_grace_ms);
+    if (work->stopping) mgr__work_stop_politely(m, work);
     mgr__work_look(m, work);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -15763,11 +15781,19 @@ static mgr_result mgr__call_list(mgr *m, const char *below, uint32_t timeout_ms)
     return mgr__manager_outcome_result(m, &m->call_answer, "reading the service's keys");
 }
 
-static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t timeout_ms)
+static mgr_result mgr__call_cluster(mgr *m, mgr__picture *picture, uint32_t timeout_ms)
 {
+    const mgr__answer *a = &m->call_answer;
     mgr_result result = mgr__call_list(m, "cluster/", timeout_ms);
     if (result != MGR_OK) return result;
-    if (!mgr__picture_read(picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    return mgr__picture_read(picture, &m->heap, &m->cluster.root, a->index, a->kvs, a->kv_count) ? MGR_OK : mgr__manager_no_memory(m);
+}
+
+/* ... of a service that has a partition set. */
+static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t timeout_ms)
+{
+    mgr_result result = mgr__call_cluster(m, picture, timeout_ms);
+    if (result != MGR_OK) return result;
     if (mgr__marker_stands(&picture->marker)) return MGR_OK;
     mgr__picture_free(picture);
     return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s that we may read: is the id right, does it need a token, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
@@ -15912,9 +15938,8 @@ static mgr_result mgr__manager_weights_fit(mgr *m, const mgr__picture *picture)
 static mgr_result mgr__call_weights_fit(mgr *m)
 {
     mgr__picture picture;
-    mgr_result result = mgr__call_list(m, "cluster/", MGR__REQUEST_TIMEOUT_MS);
+    mgr_result result = mgr__call_cluster(m, &picture, MGR__REQUEST_TIMEOUT_MS);
     if (result != MGR_OK) return result;
-    if (!mgr__picture_read(&picture, &m->heap, &m->cluster.root, m->call_answer.index, m->call_answer.kvs, m->call_answer.kv_count)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
     result = mgr__manager_weights_fit(m, &picture);
     mgr__picture_free(&picture);
     return result;
@@ -15959,7 +15984,7 @@ static mgr_result mgr__manager_put_wish(mgr *m, const char *instance, bool evict
     if (!instance || !instance[0]) return mgr__manager_fail(m, MGR_INVALID, "an instance id is needed");
     if (m->desc.observer) return mgr__call_wish(m, instance, evict, drain);
     if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance))) return mgr__manager_fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
-    if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__manager_no_memory(m);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
@@ -15993,9 +16018,8 @@ static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
 {
     bool same = (!old->partition && !check->partition) || (old->partition && check->partition && strcmp(old->partition, check->partition) == 0);
     if (!same) {
-        mgr__manager_fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, old->partition ? old->partition : "the instance");
-        mgr__arena_free(&check->arena);
-        mgr__free(&m->heap, check);
+        mgr__manager_fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, mgr__or(old->partition, "the instance"));
+        mgr__check_free(m, check);
         return MGR_CONFLICT;
     }
     mgr__arena_free(&old->arena);
@@ -16019,7 +16043,10 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__manager_fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
     void *items = m->checks;
     mgr__check *check = (mgr__check *)mgr__alloc(&m->heap, sizeof *check);
-    if (!check || !mgr__grow(&m->heap, &items, &m->check_cap, m->check_count, sizeof *m->checks)) { mgr__free(&m->heap, check); return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory"); }
+    if (!check || !mgr__grow(&m->heap, &items, &m->check_cap, m->check_count, sizeof *m->checks)) {
+        mgr__check_free(m, check);
+        return mgr__manager_no_memory(m);
+    }
     m->checks = (mgr__check **)items;
     mgr__arena_init(&check->arena, &m->heap);
     char id[MGR_NAME_BYTES_MAX + 16];
@@ -16030,7 +16057,7 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     check->check.argv = mgr__manager_copy_list(&check->arena, given->argv, NULL);
     check->partition = partition ? mgr__arena_str(&check->arena, mgr__str_of(partition)).at : NULL;
     check->script = script;
-    if (check->arena.failed) { mgr__arena_free(&check->arena); mgr__free(&m->heap, check); return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory"); }
+    if (check->arena.failed) { mgr__check_free(m, check); return mgr__manager_no_memory(m); }
     if (!check->check.interval_ms) check->check.interval_ms = 10000;
     if (!check->check.timeout_ms) check->check.timeout_ms = 30000;
     check->due_at = mgr__io_now(&m->io) + (script ? check->check.interval_ms : check->check.ttl_ms);
@@ -16092,8 +16119,18 @@ static void mgr__manager_agent_args(mgr__manager_args *args, const mgr_agent *a)
     mgr__manager_args_add(args, "-log-level=", mgr__or(a->log_level, "warn"));
     snprintf(number, sizeof number, "%u", (unsigned)a->http_port);
     if (a->http_port) mgr__manager_args_add(args, "-http-port=", number);
-    if (a->ca_file) { mgr__manager_args_add(args, "", "-hcl"); mgr__buf hcl; mgr__buf_init(&hcl, args->arena->heap, 8192); mgr__buf_printf(&hcl, "ca_file = \"%s\"", a->ca_file); mgr__manager_args_add(args, "", mgr__buf_cstr(&hcl)); mgr__buf_free(&hcl); }
-    if (a->verify_outgoing) { mgr__manager_args_add(args, "", "-hcl"); mgr__manager_args_add(args, "", "verify_outgoing = true"); }
+    if (a->ca_file) {
+        mgr__buf hcl;
+        mgr__buf_init(&hcl, args->arena->heap, 8192);
+        mgr__buf_printf(&hcl, "ca_file = \"%s\"", a->ca_file);
+        mgr__manager_args_add(args, "", "-hcl");
+        mgr__manager_args_add(args, "", mgr__buf_cstr(&hcl));
+        mgr__buf_free(&hcl);
+    }
+    if (a->verify_outgoing) {
+        mgr__manager_args_add(args, "", "-hcl");
+        mgr__manager_args_add(args, "", "verify_outgoing = true");
+    }
     for (size_t i = 0; i < a->tag_count; i++) {
         snprintf(number, sizeof number, "tag-%lu:", (unsigned long)i);
         mgr__manager_args_add(args, "", "-node-meta");
@@ -16129,7 +16166,7 @@ MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
     process.stop_signal = SIGINT;       /* Consul leaves politely on SIGINT, sessions and all */
     mgr__proc *proc = arena.failed ? NULL : mgr__proc_add(m, NULL, "consul agent", &process);
     mgr__arena_free(&arena);
-    if (!proc) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!proc) return mgr__manager_no_memory(m);
     proc->keeper = &m->agent_keeper;
     proc->daemon = true;
     return mgr__proc_start(m, proc, mgr__io_now(&m->io));
@@ -16142,7 +16179,7 @@ MGRAPI mgr_result mgr_agent_join(mgr *m, const char *address)
     if (!address || !address[0]) return mgr__manager_fail(m, MGR_INVALID, "an address to join is needed");
     mgr__free(&m->heap, m->join_address);
     m->join_address = mgr__dup(&m->heap, mgr__str_of(address));
-    if (!m->join_address) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!m->join_address) return mgr__manager_no_memory(m);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
@@ -16162,7 +16199,7 @@ static mgr_view_instance mgr__view_instance(mgr__arena *arena, const mgr__member
     v.alive = m->alive;
     v.joining = m->joining;
     v.draining = mgr__member_drains(m) || m->leaving;
-    v.evicting = m->wish_evict.len && mgr__str_eq(m->wish_evict, m->life);
+    v.evicting = mgr__member_evicted(m);
     v.weight = (uint32_t)m->weight;
     v.slot = m->slot;
     v.joined = m->create_index;
@@ -16296,7 +16333,7 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     mgr__arena_init(&set.arena, &m->heap);
     uint64_t index = picture.index;
     mgr__view *v = (mgr__view *)mgr__alloc(&m->heap, sizeof *v);
-    if (!v) result = mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory");
+    if (!v) result = mgr__manager_no_memory(m);
     else { mgr__arena_init(&v->arena, &m->heap); v->view.paused_by = v->view.paused_reason = v->view.paused_since = ""; }
     if (result == MGR_OK) result = mgr__call_set(m, &picture, &set, mgr__manager_ms_until(m, until));
     if (result == MGR_OK) result = mgr__call_list(m, "owners/", mgr__manager_ms_until(m, until));

@@ -188,7 +188,7 @@ mutant S20 begin_without_a_lease        test_manager:its_lease_has_ended 'if (mg
 mutant S20 begin_what_is_lost           test_manager:lost_before_it_began 'if (part->state != MGR__PART_ASSUMED) return;      /* lost' '/* lost'
 mutant S21 setuid_clears_it             test_keeper:worker_of_another_user 'code = mgr__process_death_signal(SIGKILL);' 'code = h->set_ids ? 0 : mgr__process_death_signal(SIGKILL);'
 mutant S21 parent_is_not_asked          test_keeper:parent_is_gone 'if (mgr__process_parent() != k->self) mgr__process_exit(127);' ''
-mutant S22 grant_of_one_stays_open      test_manager:lost_alone 'if (part->state == MGR__PART_LOST) mgr__work_close_grant(work);' ''
+mutant S22 grant_of_one_stays_open      test_manager:lost_alone 'if (lost) mgr__work_close_grant(work);' ''
 mutant S22 lease_without_a_life         test_manager:no_lease_is_left 'int64_t until = m->have_keeper && m->cluster.life[0] ?' 'int64_t until = m->have_keeper ?'
 
 # ---- what counts as proof of death ----
