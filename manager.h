@@ -603,9 +603,11 @@ typedef enum mgr_isolate {
     MGR_ISOLATE_DEFAULT = 0,    /* auto */
     MGR_ISOLATE_NONE,           /* process groups and the subreaper's sweep */
     MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
-    MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper, with a /proc of its own: workers see other pids than the host.
-                                   Takes CAP_SYS_ADMIN, or user namespaces (then no process may have another uid or gid); else mgr_open refuses */
-    MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; `manager status --json` shows which */
+    MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper, with a /proc of its own: workers see
+                                   other pids than the host. Takes CAP_SYS_ADMIN, or user namespaces (then no process may
+                                   have another uid or gid); else mgr_open refuses */
+    MGR_ISOLATE_AUTO            /* cgroup where one may be written (systemd: Delegate=yes), else none; `manager status
+                                   --json` shows which */
 } mgr_isolate;
 
 /* How partitions are placed. A property of the service, not of an instance: it stands
@@ -613,7 +615,8 @@ typedef enum mgr_isolate {
 typedef enum mgr_placement {
     MGR_PLACEMENT_DEFAULT = 0,  /* the one that stands; rush for a first set */
     MGR_PLACEMENT_RUSH,         /* by weights; little moves, whatever changes */
-    MGR_PLACEMENT_SLOTS         /* instances numbered, equal weights; the least moves when one comes or goes, much when the set changes */
+    MGR_PLACEMENT_SLOTS         /* instances numbered, equal weights; the least moves when one comes or goes, much when
+                                   the set changes */
 } mgr_placement;
 
 /* One instance. Zero it, set what differs, pass it to mgr_open, which copies it
@@ -644,16 +647,19 @@ typedef struct mgr_desc {
     uint32_t    delay_ms;            /* default (lease + kill margin) * 1.002, 16000 for the default lease */
     uint32_t    session_ttl_ms;      /* default 15000; Consul's minimum is 10000 */
     uint32_t    stop_grace_ms;       /* polite stop before SIGKILL; default a third of the lease */
-    uint32_t    rejoin_grace_ms;     /* after a death, and after a leave without drain or evict, the share is kept so long for a return; default none */
+    uint32_t    rejoin_grace_ms;     /* after a death, and after a leave without drain or evict, the share is kept so long
+                                        for a return; default none */
     uint32_t    settle_ms;           /* a joiner waits so long before it takes part; default 1000 */
     uint32_t    moves_max;           /* planned releases in flight; default no limit */
-    uint32_t    breaker_percent;     /* when more than this share of the members, and at least two, vanish at once, planned moves are held; default 50, MGR_NONE: never */
+    uint32_t    breaker_percent;     /* when more than this share of the members, and at least two, vanish at once, planned
+                                        moves are held; default 50, MGR_NONE: never */
     uint32_t    start_timeout_ms;    /* mgr_run gives up entering; default none */
 
     mgr_isolate isolate;
-    const char *run_dir;             /* where this host's life files are, by which a restart proves that all before it is dead: 0700 and ours, each
-                                        folder above it root's or ours and closed to others or sticky, no network file system; else MGR_INVALID.
-                                        Default: XDG_RUNTIME_DIR, else /run/manager, else /tmp/manager-<uid>; if none will do, an event, and no proof */
+    const char *run_dir;             /* where this host's life files are, by which a restart proves that all before it is
+                                        dead: 0700 and ours, each folder above it root's or ours and closed to others or
+                                        sticky, no network file system; else MGR_INVALID. Default: XDG_RUNTIME_DIR, else
+                                        /run/manager, else /tmp/manager-<uid>; if none will do, an event, and no proof */
     bool        overrun_kill_host;   /* in-process work: the keeper kills this program at the lease's end */
     char      **keeper_argv;         /* exec the keeper as this command: see mgr_keeper_main */
     bool        handle_signals;      /* SIGTERM and SIGINT leave; a second one kills at once */
@@ -842,9 +848,15 @@ MGRAPI int64_t    mgr_lease_left_ms(const mgr *m);             /* any thread; 0 
  * wait for Consul's answer, 8 s a request: MGR_UNREACHABLE, MGR_DENIED, MGR_CONFLICT.
  * MGR_INVALID: bad, empty or duplicate names; MGR_NOT_FOUND: no such instance or partition. */
 MGRAPI mgr_result mgr_set_partitions(mgr *m, const char *const *names, size_t name_count);  /* for the whole service */
-MGRAPI mgr_result mgr_set_placement(mgr *m, mgr_placement placement, const char *const *names, size_t name_count);  /* for the whole service, in one step with a new set; names NULL: the set stays. MGR_INVALID: slots with unequal weights */
+
+/* For the whole service, in one step with a new set; names NULL: the set stays.
+ * MGR_INVALID: slots with unequal weights. */
+MGRAPI mgr_result mgr_set_placement(mgr *m, mgr_placement placement, const char *const *names, size_t name_count);
+
+/* Let another have it for so long, which doubles with each repeat, up to an hour; 0: take it back. */
+MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);
+
 MGRAPI mgr_result mgr_drain(mgr *m, bool on);                  /* hand everything over, stay a member */
-MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms);  /* let another have it: for_ms, doubled with each repeat, an hour at most; 0: take it back */
 MGRAPI mgr_result mgr_evict(mgr *m, const char *instance);     /* force another instance to leave */
 MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /* the same for draining */
 
@@ -910,7 +922,8 @@ typedef struct mgr_view_partition {
 typedef struct mgr_view {
     const char *service_id;
     uint64_t    index;               /* Consul's index of this picture */
-    bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining: nothing is about to move */
+    bool        converged;           /* each partition is held by the instance it is assigned to, and nobody is joining:
+                                        nothing is about to move */
     uint64_t    version;             /* of the partition set */
     mgr_placement placement;         /* in force: never MGR_PLACEMENT_DEFAULT */
     bool        paused;              /* planned moves are held */
@@ -1025,7 +1038,7 @@ MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclus
 #endif
 
 #if defined(__GLIBC__) && !defined(__USE_GNU)
-#error "manager.h: a libc header came before the implementation with too narrow a feature set: include manager.h first in this file, or compile it with -D_GNU_SOURCE"
+#error "manager.h: a libc header came first, with too narrow a feature set: include manager.h before it, or compile with -D_GNU_SOURCE"
 #endif
 #if !defined(__GNUC__) && !defined(__clang__)
 #error "manager.h: the implementation needs gcc's or clang's __atomic builtins"
@@ -2247,7 +2260,8 @@ static bool mgr__wire_take_status(mgr__wire *w, mgr__str line)
 {
     uint64_t minor = 0, status = 0;
     bool good = line.len >= 12 && mgr__str_starts(line, "HTTP/1.") && line.at[8] == ' ' && (line.len == 12 || line.at[12] == ' ');
-    good = good && mgr__wire_number(mgr__str_make(line.at + 7, 1), 10, &minor) && mgr__wire_number(mgr__str_make(line.at + 9, 3), 10, &status);
+    good = good && mgr__wire_number(mgr__str_make(line.at + 7, 1), 10, &minor) &&
+           mgr__wire_number(mgr__str_make(line.at + 9, 3), 10, &status);
     if (!good || status < 100 || status > 599) return mgr__wire_fail(w, "a malformed status line, or not HTTP/1");
     if (status == 101) return mgr__wire_fail(w, "another protocol, which nobody asked for");
     w->status = (int)status;
@@ -4262,10 +4276,13 @@ static void mgr__set_free(mgr__set *set)
     set->hash[0] = 0;
 }
 
-static bool mgr__set_has(const mgr__set *set, mgr__str name)
+/* Where the name stands in it; NULL: nowhere. */
+static const mgr__str *mgr__set_find(const mgr__set *set, mgr__str name)
 {
-    return set->count && bsearch(&name, set->names, set->count, sizeof *set->names, mgr__name_order) != NULL;
+    return set->count ? (const mgr__str *)bsearch(&name, set->names, set->count, sizeof *set->names, mgr__name_order) : NULL;
 }
+
+static bool mgr__set_has(const mgr__set *set, mgr__str name) { return mgr__set_find(set, name) != NULL; }
 
 /* "17" as a number that prints as "17" again, else -1. */
 static int64_t mgr__name_number(mgr__str name)
@@ -4363,7 +4380,7 @@ static bool mgr__set_read(mgr__set *set, mgr__heap *heap, mgr__str text)
 enum { MGR__REPLACED_MAX = 16 };
 
 typedef struct mgr__marker {
-    char     replaced[MGR__REPLACED_MAX][17];   /* hashes of the sets before this one, newest first: starting with one of them is no wish for it */
+    char     replaced[MGR__REPLACED_MAX][17];   /* hashes of former sets, newest first: to start with one is no wish for it */
     bool     exists;
     char     hash[17];          /* "": a first set is being made */
     uint64_t version;
@@ -4423,9 +4440,11 @@ static void mgr__marker_replace(mgr__marker *marker, const char *hash)
     mgr__marker old = *marker;
     int n = 0;
     memset(marker->replaced, 0, sizeof marker->replaced);
-    if (old.hash[0] && strcmp(old.hash, hash) != 0) mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.hash));
+    if (old.hash[0] && strcmp(old.hash, hash) != 0)
+        mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.hash));
     for (int i = 0; i < MGR__REPLACED_MAX && n < MGR__REPLACED_MAX; i++)
-        if (old.replaced[i][0] && strcmp(old.replaced[i], hash) != 0) mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.replaced[i]));
+        if (old.replaced[i][0] && strcmp(old.replaced[i], hash) != 0)
+            mgr__copy_text(marker->replaced[n++], sizeof marker->replaced[0], mgr__str_of(old.replaced[i]));
     mgr__copy_text(marker->hash, sizeof marker->hash, mgr__str_of(hash));
 }
 
@@ -4786,8 +4805,15 @@ static void mgr__picture_free(mgr__picture *picture)
     picture->marker.exists = picture->pause.exists = picture->missing.exists = false;
 }
 
-static int mgr__member_order(const void *a, const void *b) { return mgr__str_order(((const mgr__member *)a)->id, ((const mgr__member *)b)->id); }
-static int mgr__certificate_order(const void *a, const void *b) { return mgr__str_order(((const mgr__certificate *)a)->life, ((const mgr__certificate *)b)->life); }
+static int mgr__member_order(const void *a, const void *b)
+{
+    return mgr__str_order(((const mgr__member *)a)->id, ((const mgr__member *)b)->id);
+}
+
+static int mgr__certificate_order(const void *a, const void *b)
+{
+    return mgr__str_order(((const mgr__certificate *)a)->life, ((const mgr__certificate *)b)->life);
+}
 
 static mgr__member *mgr__picture_member(const mgr__picture *picture, mgr__str id)
 {
@@ -4805,14 +4831,17 @@ static const mgr__member *mgr__picture_life(const mgr__picture *picture, mgr__st
     return NULL;
 }
 
-static bool mgr__picture_certified(const mgr__picture *picture, mgr__str life)
+static const mgr__certificate *mgr__picture_certificate(const mgr__picture *picture, mgr__str life)
 {
     mgr__certificate wanted;
-    if (!picture->certificate_count) return false;
+    if (!picture->certificate_count) return NULL;
     wanted.life = life;
     wanted.modify_index = 0;
-    return bsearch(&wanted, picture->certificates, picture->certificate_count, sizeof wanted, mgr__certificate_order) != NULL;
+    return (const mgr__certificate *)bsearch(&wanted, picture->certificates, picture->certificate_count, sizeof wanted,
+                                             mgr__certificate_order);
 }
+
+static bool mgr__picture_certified(const mgr__picture *picture, mgr__str life) { return mgr__picture_certificate(picture, life) != NULL; }
 
 static int mgr__slot_key_order(const void *a, const void *b)
 {
@@ -4841,7 +4870,8 @@ static void mgr__picture_take(mgr__picture *p, const mgr__root *root, const mgr_
     mgr__str rest, id;
     mgr__buf_clear(scratch);
     if (mgr__key_below(kv->key, root, "cluster/instances/", &rest)) {
-        if (p->member_count < MGR_MEMBER_COUNT_MAX && mgr__member_read(&p->members[p->member_count], kv, rest, scratch, &p->arena)) p->member_count++;
+        if (p->member_count < MGR_MEMBER_COUNT_MAX && mgr__member_read(&p->members[p->member_count], kv, rest, scratch, &p->arena))
+            p->member_count++;
     } else if (mgr__key_below(kv->key, root, "cluster/dead/", &rest)) {
         p->certificates[p->certificate_count].life = mgr__arena_str(&p->arena, rest);
         p->certificates[p->certificate_count++].modify_index = kv->modify_index;
@@ -4914,7 +4944,8 @@ static void mgr__picture_count(mgr__picture *picture)
 }
 
 /* False: out of memory. Keys that are not ours are ignored. */
-static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr__root *root, uint64_t index, const mgr__kv *kvs, size_t count)
+static bool mgr__picture_read(mgr__picture *picture, mgr__heap *heap, const mgr__root *root, uint64_t index, const mgr__kv *kvs,
+                              size_t count)
 {
     mgr__buf scratch;
     memset(picture, 0, sizeof *picture);
@@ -4970,7 +5001,7 @@ static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap,
         const mgr__member *m = &picture->members[i];
         if (!m->counts) continue;
         for (size_t r = 0; r < m->refuse_count; r++) {
-            mgr__str *at = set->count ? (mgr__str *)bsearch(&m->refuses[r], set->names, set->count, sizeof *set->names, mgr__name_order) : NULL;
+            const mgr__str *at = mgr__set_find(set, m->refuses[r]);
             if (!at) continue;
             refused[refused_count].partition = (uint32_t)(at - set->names);
             refused[refused_count++].member = (uint32_t)count;
@@ -4980,7 +5011,8 @@ static mgr_result mgr__picture_map(const mgr__picture *picture, mgr__heap *heap,
         slots[count] = m->slot;
         which[count++] = (uint32_t)i;
     }
-    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count, by_slots ? slots : NULL, owners);
+    mgr_result result = mgr__rush_map(heap, set->names, set->count, ids, weights, count, 1, refused, refused_count,
+                                      by_slots ? slots : NULL, owners);
     for (size_t i = 0; result == MGR_OK && i < set->count; i++)
         if (owners[i] != MGR_RUSH_NOBODY) owners[i] = which[owners[i]];
     mgr__arena_free(&arena);
@@ -5045,8 +5077,10 @@ static void mgr__holding_read(mgr__holding *owner, const mgr__kv *kv, mgr__buf *
     mgr__json_init(&j, kv->value);
     if (!mgr__json_object(&j)) return;
     while (mgr__json_key(&j, &key)) {
-        if (mgr__str_is(key, "state")) { mgr__buf_clear(scratch); owner->released = mgr__str_is(mgr__json_string(&j, scratch), "released"); }
-        else if (mgr__str_is(key, "life")) owner->life = mgr__json_kept(&j, scratch, arena);
+        if (mgr__str_is(key, "state")) {
+            mgr__buf_clear(scratch);
+            owner->released = mgr__str_is(mgr__json_string(&j, scratch), "released");
+        } else if (mgr__str_is(key, "life")) owner->life = mgr__json_kept(&j, scratch, arena);
         else if (mgr__str_is(key, "instance")) owner->instance = mgr__json_kept(&j, scratch, arena);
         else if (mgr__str_is(key, "since")) owner->since_ms = mgr__json_u64(&j);
         else if (mgr__str_is(key, "delay")) owner->delay_ms = mgr__json_span(&j);
@@ -5249,7 +5283,8 @@ static void mgr__setter_fill_write(mgr__setter *s, mgr__heap *heap, const mgr__r
     }
     mgr__buf_init(&text, heap, MGR__SET_BYTES_MAX);
     mgr__set_write(&s->wanted, heap, &text);
-    if (text.failed) mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
+    if (text.failed)
+        mgr__setter_end(s, MGR_LIMIT, "the partition set is larger than one Consul value: use numbers, which are stored as ranges");
     mgr__str hash = mgr__arena_str(&r->arena, mgr__str_of(s->wanted.hash));
     mgr__request_on(r, MGR__SET, root, "sets/", hash)->value = mgr__request_keep(r, &text);
     mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"));
@@ -5266,7 +5301,8 @@ static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *r
         mgr__request_op(r, MGR__GET, mgr__key_fixed(&r->arena, root, "cluster/partitions"));
         return true;
     case MGR__SETTER_MARK:
-        mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"))->index = s->marker.modify_index;     /* 0: there is none */
+        /* 0: there is none */
+        mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"))->index = s->marker.modify_index;
         r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);
         return true;
     case MGR__SETTER_OLD:
@@ -5314,7 +5350,12 @@ static void mgr__setter_looked(mgr__setter *s, mgr__heap *heap, const mgr__answe
     s->first = !mgr__marker_stands(&s->marker);
     if (s->version == MGR__VERSION_STANDING) { s->commanded = true; s->version = s->marker.version; }
     if (!readable && s->commanded) s->remembered = true;    /* it stood once, so nothing counts as released; the command replaces it */
-    else if (!readable) { mgr__setter_end(s, MGR_PROTOCOL, "cluster/partitions does not hold what manager.h writes: put a set in force with `manager partitions`, or use another prefix"); return; }
+    else if (!readable) {
+        mgr__setter_end(s, MGR_PROTOCOL,
+                        "cluster/partitions does not hold what manager.h writes: put a set in force with `manager partitions`, "
+                        "or use another prefix");
+        return;
+    }
     if (mgr__setter_placed(s)) return;
     bool old = !s->commanded && s->version <= s->marker.version && mgr__marker_was_replaced(&s->marker, s->wanted.hash);
     if (!s->first && (old || s->version < s->marker.version)) { s->taken_over = true; mgr__setter_end(s, MGR_OK, ""); return; }
@@ -5339,8 +5380,8 @@ static void mgr__setter_owners_read(mgr__setter *s, mgr__heap *heap, const mgr__
     mgr__free(heap, s->stands);
     s->stands = (bool *)mgr__alloc_array(heap, s->wanted.count + 1, sizeof *s->stands);
     for (size_t i = 0; s->stands && i < a->kv_count; i++) {
-        if (!mgr__key_below(a->kvs[i].key, root, "owners/", &rest) || !mgr__key_name(&arena, rest, &name) || !s->wanted.count) continue;
-        mgr__str *at = (mgr__str *)bsearch(&name, s->wanted.names, s->wanted.count, sizeof name, mgr__name_order);
+        if (!mgr__key_below(a->kvs[i].key, root, "owners/", &rest) || !mgr__key_name(&arena, rest, &name)) continue;
+        const mgr__str *at = mgr__set_find(&s->wanted, name);
         if (at) s->stands[at - s->wanted.names] = true;
     }
     mgr__arena_free(&arena);
@@ -5382,7 +5423,8 @@ static void mgr__setter_old(mgr__setter *s, mgr__heap *heap, const mgr__answer *
     else { s->lost = !read; s->state = MGR__SETTER_OWNERS; }
 }
 
-static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__str session_name, const mgr__answer *a, int64_t now)
+static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root *root, mgr__str session_name, const mgr__answer *a,
+                               int64_t now)
 {
     bool gets = s->state == MGR__SETTER_LOOK || s->state == MGR__SETTER_OLD;
     bool missing = a->outcome == MGR__OUTCOME_CONFLICT && gets;     /* a get of a key that is not there */
@@ -5476,10 +5518,11 @@ typedef enum mgr__phase {
 
 typedef enum mgr__task {
     MGR__TASK_NONE, MGR__TASK_WATCH, MGR__TASK_CONFIRM, MGR__TASK_RENEW, MGR__TASK_PASS,
-    MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_MISS_SET, MGR__TASK_RESTORE_SET, MGR__TASK_REGISTER, MGR__TASK_SESSION,
-    MGR__TASK_JOIN, MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
-    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_PART_LOOK, MGR__TASK_WISH,
-    MGR__TASK_PAUSE, MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
+    MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_REGISTER, MGR__TASK_SESSION, MGR__TASK_JOIN,
+    MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_MISS_SET, MGR__TASK_RESTORE_SET,
+    MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
+    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_PART_LOOK, MGR__TASK_WISH, MGR__TASK_PAUSE,
+    MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
 } mgr__task;
 
 typedef struct mgr__errand {    /* what is out on one lane */
@@ -5499,7 +5542,8 @@ typedef enum mgr__action_kind {
     MGR__ACT_LEASE,             /* extend to `at`; if it is closed, mgr__cluster_over */
     MGR__ACT_LIFE,              /* a life began: what a keeper must know to end it */
     MGR__ACT_FRESH_KEEPER,      /* all work of the former life is dead: a new keeper, then mgr__cluster_ready */
-    MGR__ACT_PROVE,             /* look whether everything of the life `instance` of this boot is dead, of which `text` is the evidence; report with mgr__cluster_proved */
+    MGR__ACT_PROVE,             /* look whether everything of the life `instance` of this boot is dead, of which `text` is the evidence;
+                                   report with mgr__cluster_proved */
     MGR__ACT_EVENT,
     MGR__ACT_LEFT               /* out of the cluster, for `result` */
 } mgr__action_kind;
@@ -5717,7 +5761,8 @@ static void mgr__one_line(char *text)
     for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
 }
 
-static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format, va_list args)
+static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format,
+                                   va_list args)
 {
     mgr__action *action = mgr__cluster_act(c, MGR__ACT_EVENT);
     action->event = event;
@@ -5839,8 +5884,9 @@ static void mgr__cluster_left(mgr__cluster *c, mgr_result result, int64_t now)
 {
     if (c->phase == MGR__PHASE_LEFT) return;
     mgr__cluster_phase(c, MGR__PHASE_LEFT, now);
-    mgr__cluster_tell_of(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at,
-                      !c->reachable && c->entered_once ? "Consul could not be told, so others wait the delay" : result == MGR_OK ? "as asked" : mgr_result_text(result));
+    const char *how = result == MGR_OK ? "as asked" : mgr_result_text(result);
+    if (!c->reachable && c->entered_once) how = "Consul could not be told, so others wait the delay";
+    mgr__cluster_tell_of(c, MGR_EVENT_LEFT, NULL, c->config.instance_id, "left service %s: %s", c->config.service_id.at, how);
     mgr__cluster_act(c, MGR__ACT_LEFT)->result = result;
 }
 
@@ -5878,7 +5924,10 @@ static void mgr__part_free(mgr__cluster *c, mgr__part *part)
 }
 
 /* A partition that the set no longer names is kept until nothing of ours is left in it. */
-static bool mgr__part_kept(const mgr__part *p) { return p->in_set || p->state != MGR__PART_IDLE || p->writing || p->work || p->doubt_index; }
+static bool mgr__part_kept(const mgr__part *p)
+{
+    return p->in_set || p->state != MGR__PART_IDLE || p->writing || p->work || p->doubt_index;
+}
 
 static bool mgr__cluster_names_part(const mgr__cluster *c, const mgr__part *p)
 {
@@ -5917,7 +5966,8 @@ static void mgr__cluster_take_set(mgr__cluster *c, mgr__set *set)
     c->map_stale = true;
     if (strcmp(c->set_told, c->set.hash) != 0) {
         mgr__copy_text(c->set_told, sizeof c->set_told, mgr__str_of(c->set.hash));
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partition set has %lu partition%s", (unsigned long)c->set.count, c->set.count == 1 ? "" : "s");
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partition set has %lu partition%s",
+                          (unsigned long)c->set.count, c->set.count == 1 ? "" : "s");
     }
 }
 
@@ -5932,7 +5982,8 @@ static void mgr__part_begin(mgr__cluster *c, mgr__part *p)
     p->last_exit[0] = 0;
     p->told_waiting = false;
     mgr__cluster_act(c, MGR__ACT_WORK_BEGIN)->part = p;
-    mgr__cluster_tell_of(c, MGR_EVENT_ASSUMED, p, mgr__nobody(), "assumed partition %s with fence %llu", p->name.at, (unsigned long long)p->fence);
+    mgr__cluster_tell_of(c, MGR_EVENT_ASSUMED, p, mgr__nobody(), "assumed partition %s with fence %llu",
+                         p->name.at, (unsigned long long)p->fence);
 }
 
 /* Planned: stop politely, keep the lock until all is gone (invariant 4). */
@@ -6014,7 +6065,8 @@ static void mgr__cluster_assign(mgr__cluster *c, mgr__part *p, uint32_t owner, s
     p->assigned = owner == self;
     if (p->assigned && !was) { p->stale = true; p->told_waiting = false; }
     if (owner == MGR_RUSH_NOBODY && !p->unplaceable)
-        mgr__cluster_tell_of(c, MGR_EVENT_UNPLACEABLE, p, mgr__nobody(), "partition %s is unplaceable: every instance drains or refuses it", p->name.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_UNPLACEABLE, p, mgr__nobody(), "partition %s is unplaceable: every instance drains or refuses it",
+                             p->name.at);
     p->unplaceable = owner == MGR_RUSH_NOBODY;
     *mine += p->assigned;
     *nobodys += p->unplaceable;
@@ -6026,7 +6078,9 @@ static void mgr__cluster_placement_unknown(mgr__cluster *c)
 {
     const mgr__marker *marker = &c->picture.marker;
     if (!c->told_placement)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service is placed by \"%s\" version %llu from now on, this program knows \"rush\" and \"slots\" version %d: it keeps what it has and takes nothing; start a program that knows it",
+        mgr__cluster_tell(c, MGR_EVENT_ERROR,
+                          "the service is placed by \"%s\" version %llu from now on, this program knows \"rush\" and \"slots\" "
+                          "version %d: it keeps what it has and takes nothing; start a program that knows it",
                           marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
     c->told_placement = true;
 }
@@ -6037,17 +6091,21 @@ static void mgr__cluster_check_weights(mgr__cluster *c)
 {
     const mgr__member *odd = mgr__marker_slots(&c->picture.marker) ? mgr__picture_odd_weight(&c->picture, 0, mgr__nobody()) : NULL;
     if (odd)
-        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, odd->id, "placement slots is for equal weights, and that of instance %s is another than before it: all are taken for equal", odd->id.at);
+        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, odd->id,
+                             "placement slots is for equal weights, and that of instance %s is another than before it: "
+                             "all are taken for equal", odd->id.at);
 }
 
 static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
 {
     unsigned long count = (unsigned long)c->set.count;
     if (!members)
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "no instance takes part in the map: %lu partition%s without one", count, count == 1 ? " is" : "s are");
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "no instance takes part in the map: %lu partition%s without one",
+                          count, count == 1 ? " is" : "s are");
     else
-        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "the map of %lu partition%s on %lu instance%s gives us %lu%s", count, count == 1 ? "" : "s",
-                          (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine, c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
+        mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "the map of %lu partition%s on %lu instance%s gives us %lu%s",
+                          count, count == 1 ? "" : "s", (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine,
+                          c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
 }
 
 static void mgr__cluster_map(mgr__cluster *c)
@@ -6114,7 +6172,8 @@ static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
         else if (!p->assigned && (!held || p->refused) && (!c->config.moves_max || moving < c->config.moves_max)) {
-            mgr__part_release(c, p, p->refused ? "refused by this instance" : p->unplaceable ? "this instance drains, and no other may take it" : "the map gives it to another instance");
+            const char *why = p->unplaceable ? "this instance drains, and no other may take it" : "the map gives it to another instance";
+            mgr__part_release(c, p, p->refused ? "refused by this instance" : why);
             moving++;
         }
     }
@@ -6133,8 +6192,10 @@ static void mgr__cluster_compare_members(mgr__cluster *c, const mgr__picture *fr
         if (m->alive && (!old || !mgr__str_eq(old->life, m->life)))
             mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_JOINED, NULL, m->id, "instance %s has joined", m->id.at);
         if (!m->alive && (!old || old->alive))
-            mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s", m->id.at, mgr__member_away(m) ? "away" : "dead",
-                              m->session.len ? "its keeper certifies it" : "its session is gone", m->grace_ms ? "; its share is kept for its return" : "");
+            mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_DEAD, NULL, m->id, "instance %s is %s: %s%s",
+                                 m->id.at, mgr__member_away(m) ? "away" : "dead",
+                                 m->session.len ? "its keeper certifies it" : "its session is gone",
+                                 m->grace_ms ? "; its share is kept for its return" : "");
     }
     for (size_t i = 0; i < c->picture.member_count; i++) {
         const mgr__member *m = &c->picture.members[i];
@@ -6205,11 +6266,13 @@ static void mgr__cluster_trip(mgr__cluster *c, int64_t now)
     if (c->breaker_since && now >= mgr__cluster_breaker_most(c)) return;
     for (size_t i = 0; i < c->picture.member_count; i++) stay += c->picture.members[i].alive && c->picture.members[i].counts;
     if (gone * 100 <= (gone + stay) * c->config.breaker_percent) return;
-    snprintf(c->breaker_reason, sizeof c->breaker_reason, "%lu of %lu instances vanished at once", (unsigned long)gone, (unsigned long)(gone + stay));
+    snprintf(c->breaker_reason, sizeof c->breaker_reason, "%lu of %lu instances vanished at once",
+             (unsigned long)gone, (unsigned long)(gone + stay));
     c->breaker_due = true;
     mgr__cluster_note_breaker(c, now);
     c->hold_until = mgr__min64(now + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));
-    mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id, "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
+    mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, c->config.instance_id,
+                         "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
 }
 
 static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
@@ -6220,9 +6283,11 @@ static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
         bool ours = c->breaker_due && mgr__str_eq(fresh->by, c->config.instance_id);
         mgr__cluster_forget_breaker(c);
         if (told || ours) return;
-        mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, fresh->by, "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
-                          fresh->breaker ? "the circuit breaker of " : "", fresh->by.len ? mgr__str_width(fresh->by, 255) : 7, fresh->by.len ? fresh->by.at : "unknown",
-                          fresh->reason.len ? ", " : "", mgr__str_width(fresh->reason, MGR__REASON_BYTES), fresh->reason.at);
+        mgr__str by = fresh->by.len ? fresh->by : mgr__str_of("unknown");
+        mgr__cluster_tell_of(c, MGR_EVENT_PAUSED, NULL, fresh->by,
+                             "paused by %s%.*s%s%.*s: planned moves are held, failures are taken over",
+                             fresh->breaker ? "the circuit breaker of " : "", mgr__str_width(by, 255), by.at,
+                             fresh->reason.len ? ", " : "", mgr__str_width(fresh->reason, MGR__REASON_BYTES), fresh->reason.at);
     } else if (old->exists) {
         mgr__cluster_tell(c, MGR_EVENT_RESUMED, "resumed: the map holds again");
     }
@@ -6375,7 +6440,8 @@ static void mgr__cluster_note_delays(mgr__cluster *c)
     const mgr__marker *marker = &c->picture.marker;
     c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->config.delay_ms);
     if (marker->exists) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)marker->delay_max_ms);
-    for (size_t i = 0; i < c->picture.member_count; i++) c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->picture.members[i].delay_ms);
+    for (size_t i = 0; i < c->picture.member_count; i++)
+        c->delay_seen_ms = mgr__max64(c->delay_seen_ms, (int64_t)c->picture.members[i].delay_ms);
     if (mgr__marker_stands(marker)) c->marker_seen = *marker;
 }
 
@@ -6409,16 +6475,19 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     bool back = fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index;
     if (back || (c->have_picture && mgr__picture_went_back(&c->picture, &fresh))) {
         mgr__cluster_index_down(c, now);
-        if (c->own_index && mgr__picture_member(&fresh, c->config.instance_id)) c->own_unclear = true;     /* once, not again with the next lock */
+        /* once, not again with the next lock */
+        if (c->own_index && mgr__picture_member(&fresh, c->config.instance_id)) c->own_unclear = true;
     }
     if (a->index > c->index_max) c->index_max = a->index;
     mgr__cluster_compare_members(c, &fresh);
-    if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) && strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
+    if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) &&
+        strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
         mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
     mgr__cluster_note_vanished(c, &fresh, now);
     mgr__cluster_compare_pause(c, &fresh.pause);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR,
+                          "cluster/partitions is not to be seen: the token lacks key read on %s, or the store was wiped", c->root.text);
     uint64_t missing_before = c->picture.missing.modify_index;
     mgr__picture_free(&c->picture);
     c->picture = fresh;
@@ -6444,13 +6513,15 @@ static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, 
     if (!p->held && p->seen_released && believed) return now;
     bool certified = p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder));
     if (certified && believed) return now;
-    if (p->held) return certified || mgr__str_is(mgr__cluster_life(c), p->holder) ? c->distrust_until : MGR__NEVER;     /* ours: its answer was lost; it is taken anew, with a new fence */
+    /* ours: its answer was lost; it is taken anew, with a new fence */
+    if (p->held) return certified || mgr__str_is(mgr__cluster_life(c), p->holder) ? c->distrust_until : MGR__NEVER;
     return p->lost_since + p->lost_delay_ms;
 }
 
 static bool mgr__part_wanted(const mgr__cluster *c, const mgr__part *p)
 {
-    return c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work && mgr__marker_known(&c->picture.marker);
+    bool known = mgr__marker_known(&c->picture.marker);
+    return known && c->phase == MGR__PHASE_MEMBER && p->state == MGR__PART_IDLE && p->assigned && p->in_set && !p->work;
 }
 
 /* A key that is missing has no index by which its loss could be timed: it may have
@@ -6495,12 +6566,14 @@ static void mgr__part_observe(mgr__cluster *c, mgr__part *p, const mgr__kv *kv, 
     if (c->failed || p->told_waiting || !mgr__part_wanted(c, p)) return;
     if (p->held && !mgr__str_is(mgr__cluster_life(c), p->holder)) {
         p->told_waiting = true;
-        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s%s", p->name.at, p->holder_id,
-                          c->picture.pause.exists ? ", which keeps it while the service is paused" : "");
+        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s waits for its release by %s%s",
+                             p->name.at, p->holder_id, c->picture.pause.exists ? ", which keeps it while the service is paused" : "");
     } else if (!p->held && p->seen_exists && mgr__part_takeable_at(c, p, now) > now) {
         p->told_waiting = true;
-        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id), "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
-                          p->name.at, p->holder_id[0] ? p->holder_id : "nobody known", (long long)(mgr__part_takeable_at(c, p, now) - now));
+        mgr__cluster_tell_of(c, MGR_EVENT_WAITING, p, mgr__str_of(p->holder_id),
+                             "partition %s was lost by %s without proof of death: it is taken in %lld ms, or on a certificate",
+                             p->name.at, p->holder_id[0] ? p->holder_id : "nobody known",
+                             (long long)(mgr__part_takeable_at(c, p, now) - now));
     }
 }
 
@@ -6525,7 +6598,10 @@ static void mgr__cluster_send(mgr__cluster *c, mgr__errand *e, int64_t now)
     mgr__cluster_act(c, MGR__ACT_REQUEST)->lane = e->request.lane;
 }
 
-static mgr__str mgr__cluster_own_key(mgr__cluster *c, mgr__request *r) { return mgr__key_make(&r->arena, &c->root, "cluster/instances/", c->config.instance_id); }
+static mgr__str mgr__cluster_own_key(mgr__cluster *c, mgr__request *r)
+{
+    return mgr__key_make(&r->arena, &c->root, "cluster/instances/", c->config.instance_id);
+}
 
 /* For those who ask why a partition waits. */
 static mgr__str mgr__cluster_former_text(const mgr__cluster *c, mgr__arena *arena)
@@ -6673,7 +6749,7 @@ static void mgr__cluster_confirm(mgr__cluster *c, int64_t now)
         mgr__str key = mgr__key_make(&r->arena, &c->root, "owners/", p->name);
         e->parts[r->op_count] = p;
         if (!p->writing) mgr__request_check_index(r, key, p->key_index);
-        else mgr__request_op(r, MGR__CHECK_SESSION, key)->session = own->session;    /* its value is being rewritten: true before and after */
+        else mgr__request_op(r, MGR__CHECK_SESSION, key)->session = own->session;   /* being rewritten: true before and after */
     }
     mgr__cluster_send(c, e, now);
 }
@@ -6720,8 +6796,12 @@ static void mgr__cluster_confirm_conflict(mgr__cluster *c, mgr__errand *e, const
         uint32_t op = a->failed[i];
         mgr__part *p = op < e->request.op_count ? e->parts[op] : NULL;
         acted = acted || p;
-        if (op == 0) { mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul says that our session no longer holds our own key", now); return; }
-        if (p && mgr__part_works(p) && (e->request.ops[op].verb == MGR__CHECK_SESSION || (!p->writing && p->key_index == e->request.ops[op].index)))
+        if (op == 0) {
+            mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul says that our session no longer holds our own key", now);
+            return;
+        }
+        if (!p || !mgr__part_works(p)) continue;
+        if (e->request.ops[op].verb == MGR__CHECK_SESSION || (!p->writing && p->key_index == e->request.ops[op].index))
             mgr__part_lose(c, p, 0, MGR_LOST, "its lock was taken away or its key was changed by hand");
     }
     c->round_open = false;      /* a new round at once, from a new start */
@@ -6742,12 +6822,18 @@ static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const m
         if (p && (e->request.ops[i].verb == MGR__CHECK_SESSION || p->key_index == e->request.ops[i].index)) p->round = c->round;
     }
     if (mgr__cluster_round_complete(c)) mgr__cluster_round_done(c);
-    else if (e->request.op_count == 1) { c->round_open = false; c->next_round = now + 20; }   /* all that is left is being written: see soon */
+    else if (e->request.op_count == 1) {    /* all that is left is being written: see soon */
+        c->round_open = false;
+        c->next_round = now + 20;
+    }
 }
 
 /* ---- the core: the work lane, one request at a time ---- */
 
-static mgr__errand *mgr__cluster_work(mgr__cluster *c, mgr__task task, mgr__ask ask) { return mgr__cluster_errand(c, MGR__LANE_WORK, task, ask); }
+static mgr__errand *mgr__cluster_work(mgr__cluster *c, mgr__task task, mgr__ask ask)
+{
+    return mgr__cluster_errand(c, MGR__LANE_WORK, task, ask);
+}
 
 /* Before a life: a former one of ours is proven dead, so say so, and free what it held. */
 static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
@@ -6776,14 +6862,17 @@ static bool mgr__cluster_ask_clean(mgr__cluster *c, int64_t now)
 static void mgr__cluster_set_done(mgr__cluster *c, int64_t now)
 {
     if (c->setter.taken_over)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "our partition set was replaced by the one that stands (partitions: %llu, version: %llu): that stays; `manager partitions` changes it",
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED,
+                          "our partition set was replaced by the one that stands (partitions: %llu, version: %llu): that stays; "
+                          "`manager partitions` changes it",
                           (unsigned long long)c->setter.marker.count, (unsigned long long)c->setter.marker.version);
     if (c->setter.result == MGR_OK) {
         if (c->phase != MGR__PHASE_SET) return;
         mgr__cluster_phase(c, MGR__PHASE_LOOK, now);    /* look again: the set stands now */
         return;
     }
-    mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set cannot be put in force: %.*s", (int)c->setter.trouble.len, c->setter.trouble.at);
+    mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set cannot be put in force: %.*s",
+                      (int)c->setter.trouble.len, c->setter.trouble.at);
     if (c->phase == MGR__PHASE_SET) mgr__cluster_left(c, c->setter.result, now);
 }
 
@@ -6888,7 +6977,8 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     if (old) mgr__request_check_index(r, key, old->modify_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, key);
     mgr__cluster_join_slot(c, r, old);
-    if (old && old->session.len && !old->alive) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);   /* a certified life's */
+    /* a certified life's */
+    if (old && old->session.len && !old->alive) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);
     mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
     op->value = mgr__cluster_own_value(c, r);
@@ -7019,7 +7109,7 @@ static bool mgr__cluster_ask_lock(mgr__cluster *c, int64_t now)
         if (!e) {
             e = mgr__cluster_work(c, MGR__TASK_LOCK, MGR__ASK_TXN);
             mgr__cluster_check_marker(c, &e->request);
-            mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);     /* a snapshot that was restored shows in it */
+            mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);  /* shows a restored snapshot */
         }
         p->since_ms = (uint64_t)now + c->wall_offset_ms;
         p->attempts = 0;
@@ -7060,7 +7150,8 @@ static bool mgr__cluster_ask_missing(mgr__cluster *c, int64_t now)
 
 static bool mgr__part_reads(const mgr__cluster *c, const mgr__part *p)
 {
-    return p->stale && !p->writing && (mgr__part_wanted(c, p) || mgr__part_works(p) || p->doubt_index || p->came_back || p->state == MGR__PART_UNLOCKING || p->state == MGR__PART_ACQUIRING);
+    bool moving = p->state == MGR__PART_UNLOCKING || p->state == MGR__PART_ACQUIRING;
+    return p->stale && !p->writing && (mgr__part_wanted(c, p) || mgr__part_works(p) || p->doubt_index || p->came_back || moving);
 }
 
 static bool mgr__cluster_ask_read(mgr__cluster *c, int64_t now)
@@ -7179,7 +7270,8 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PAUSE, MGR__ASK_TXN);
     bool on = needs == MGR__PAUSE_ON, told = c->pause_wish == MGR__PAUSE_ON;
     mgr__request_check_index(&e->request, mgr__cluster_own_key(c, &e->request), c->own_index);
-    mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_fixed(&e->request.arena, &c->root, "cluster/pause"));
+    mgr__op *op = mgr__request_op(&e->request, on ? MGR__CAS : MGR__DELETE_CAS,
+                                  mgr__key_fixed(&e->request.arena, &c->root, "cluster/pause"));
     op->index = c->picture.pause.modify_index;      /* 0: there is none */
     mgr__pause pause;
     memset(&pause, 0, sizeof pause);
@@ -7189,8 +7281,10 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     pause.since_ms = (uint64_t)now + c->wall_offset_ms;
     if (on) op->value = mgr__request_pause(&e->request, &pause);
     if (needs == MGR__PAUSE_OFF && c->pause_wish == MGR__PAUSE_NONE && now < c->still_since + mgr__cluster_still_ms(c))
-        mgr__cluster_tell_of(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id, "the circuit breaker has held planned moves for %lld ms while members still came and went: it lets them go, and stays off until none has for %lld ms",
-                          (long long)(now - c->breaker_since), (long long)mgr__cluster_still_ms(c));
+        mgr__cluster_tell_of(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id,
+                             "the circuit breaker has held planned moves for %lld ms while members still came and went: "
+                             "it lets them go, and stays off until none has for %lld ms",
+                             (long long)(now - c->breaker_since), (long long)mgr__cluster_still_ms(c));
     c->pause_not_before = now + MGR__PAUSE_AGAIN_MS;
     mgr__cluster_send(c, e, now);
     return true;
@@ -7215,7 +7309,8 @@ static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
         if (c->burials[i].inquest.life[0] && c->burials[i].inquest.verdict == MGR__VERDICT_DEAD)
             mgr__request_certify(&e->request, &c->root, m->life, "{\"proof\":\"seen dead by another instance on its host\"}");
         mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/instances/", m->id)->index = m->modify_index;
-        if (m->slot_index) mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__cluster_slot_key(c, &e->request, m->slot))->index = m->slot_index;
+        if (m->slot_index)
+            mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__cluster_slot_key(c, &e->request, m->slot))->index = m->slot_index;
         e->request.name = mgr__arena_str(&e->request.arena, m->service);
         e->request.node = mgr__arena_str(&e->request.arena, m->node);
         e->request.note = mgr__arena_str(&e->request.arena, m->id);
@@ -7270,10 +7365,10 @@ static bool mgr__cluster_ask_sweep(mgr__cluster *c, int64_t now)
     if (c->sweeping && c->swept_count) {
         mgr__errand *e = mgr__cluster_work(c, MGR__TASK_SWEEP, MGR__ASK_TXN);
         for (size_t i = 0; i < c->picture.certificate_count; i++) {
-            mgr__certificate *certificate = &c->picture.certificates[i];
+            const mgr__certificate *dead = &c->picture.certificates[i];
             for (size_t s = 0; s < c->swept_count; s++)
-                if (mgr__str_is(certificate->life, c->swept[s]) && e->request.op_count < MGR__COUNT(c->swept))
-                    mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/dead/", certificate->life)->index = certificate->modify_index;
+                if (mgr__str_is(dead->life, c->swept[s]) && e->request.op_count < MGR__COUNT(c->swept))
+                    mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/dead/", dead->life)->index = dead->modify_index;
         }
         c->sweeping = false;
         if (!e->request.op_count) return false;
@@ -7326,7 +7421,8 @@ static bool mgr__cluster_ask_restore(mgr__cluster *c, int64_t now)
  * in the marker before it is used. */
 static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
 {
-    if (now < c->marker_not_before || !mgr__marker_known(&c->picture.marker)) return false;    /* one of a newer program may hold more than we can read */
+    /* one of a newer program may hold more than we can read */
+    if (now < c->marker_not_before || !mgr__marker_known(&c->picture.marker)) return false;
     bool restore = !c->picture.marker.exists && c->marker_seen.exists && c->have_set;    /* deleted or overwritten by hand */
     const mgr__marker *standing = restore ? &c->marker_seen : &c->picture.marker;
     bool fence = c->fence_floor && standing->fence_base + c->index_max <= c->fence_floor;
@@ -7388,7 +7484,8 @@ static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
     if (stays) last->session = check->session;
     if (stays) last->value = mgr__cluster_own_value(c, r);
     else last->index = c->own_index;
-    if (!stays && own && own->slot_index) mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, own->slot))->index = own->slot_index;
+    if (!stays && own && own->slot_index)
+        mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, own->slot))->index = own->slot_index;
     mgr__cluster_send(c, e, now);
 }
 
@@ -7450,8 +7547,9 @@ static void mgr__cluster_unproven_former(mgr__cluster *c)
 {
     if (c->former.told) return;
     c->former.told = true;
-    mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, c->config.instance_id, "the former life %s of instance %s on this host has no proof of death: %s; what it held is taken after the delay",
-                      c->former.life, c->config.instance_id.at, c->former.why);
+    mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, c->config.instance_id,
+                         "the former life %s of instance %s on this host has no proof of death: %s; what it held is taken after the delay",
+                         c->former.life, c->config.instance_id.at, c->former.why);
 }
 
 /* It was seen dead by this process: certify it, end its session if that still stands,
@@ -7476,7 +7574,8 @@ static void mgr__cluster_former_dead(mgr__cluster *c, int64_t now)
  * cannot be told, for as long as a keeper may take. */
 static int64_t mgr__cluster_identity_wait(const mgr__cluster *c, const mgr__member *holder)
 {
-    if (!c->config.alive || !holder->pid || !holder->boot.len) return (int64_t)c->config.stop_grace_ms + c->config.kill_margin_ms + MGR__IDENTITY_WAIT_MS;
+    if (!c->config.alive || !holder->pid || !holder->boot.len)
+        return (int64_t)c->config.stop_grace_ms + c->config.kill_margin_ms + MGR__IDENTITY_WAIT_MS;
     bool former = mgr__str_eq(holder->boot, c->config.boot) && !c->config.alive(c->config.user, holder->pid);
     return former ? (int64_t)holder->delay_ms + 2 * (int64_t)c->config.session_ttl_ms : 0;
 }
@@ -7485,15 +7584,18 @@ static void mgr__cluster_identity(mgr__cluster *c, const mgr__member *holder, in
 {
     int64_t wait_ms = mgr__cluster_identity_wait(c, holder);
     if (now - c->phase_since < wait_ms) {
-        if (!c->told_identity) mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, holder->id, "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end%s%s",
-                                                 holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms,
-                                                 c->former.why[0] ? "; its death is not proven: " : "", c->former.why);
+        if (!c->told_identity)
+            mgr__cluster_tell_of(c, MGR_EVENT_WAITING, NULL, holder->id,
+                                 "instance id %s is still held by session %.*s: waiting up to %lld ms for that life to end%s%s",
+                                 holder->id.at, (int)holder->session.len, holder->session.at, (long long)wait_ms,
+                                 c->former.why[0] ? "; its death is not proven: " : "", c->former.why);
         c->told_identity = true;
         mgr__cluster_wait_for(c, holder, c->phase_since + wait_ms, now);
         return;
     }
-    mgr__cluster_tell_of(c, MGR_EVENT_IDENTITY, NULL, holder->id, "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
-                      holder->id.at, (int)holder->session.len, holder->session.at, (int)holder->node.len, holder->node.at);
+    mgr__cluster_tell_of(c, MGR_EVENT_IDENTITY, NULL, holder->id,
+                         "instance id %s is held by a live instance (session %.*s, agent %.*s): choose another id or stop that one",
+                         holder->id.at, (int)holder->session.len, holder->session.at, (int)holder->node.len, holder->node.at);
     c->leave_result = MGR_IDENTITY;
     c->want_leave = true;
     mgr__cluster_to_clean(c, false, now);
@@ -7504,13 +7606,17 @@ static bool mgr__cluster_placement_fits(mgr__cluster *c, int64_t now)
 {
     const mgr__marker *marker = &c->picture.marker;
     bool slots = mgr__marker_slots(marker);
-    const mgr__member *other = slots && !c->entered_once ? mgr__picture_odd_weight(&c->picture, c->config.weight, c->config.instance_id) : NULL;
+    const mgr__member *other = NULL;
+    if (slots && !c->entered_once) other = mgr__picture_odd_weight(&c->picture, c->config.weight, c->config.instance_id);
     if (mgr__marker_known(marker) && !other) return true;
     if (other)
-        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, other->id, "the service is placed by slots, which is for equal weights: instance %s has weight %llu, this one %lu; give it the same",
-                          other->id.at, (unsigned long long)other->weight, (unsigned long)c->config.weight);
+        mgr__cluster_tell_of(c, MGR_EVENT_ERROR, NULL, other->id,
+                             "the service is placed by slots, which is for equal weights: instance %s has weight %llu, this one %lu; "
+                             "give it the same", other->id.at, (unsigned long long)other->weight, (unsigned long)c->config.weight);
     else
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
+        mgr__cluster_tell(c, MGR_EVENT_ERROR,
+                          "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: "
+                          "use a manager.h that knows it",
                           marker->placement, (unsigned long long)marker->placement_version, MGR__PLACEMENT_VERSION);
     mgr__cluster_left(c, MGR_INVALID, now);
     return false;
@@ -7545,19 +7651,25 @@ static void mgr__cluster_looked(mgr__cluster *c, const mgr__answer *a, int64_t n
         c->former.verdict = MGR__VERDICT_DEAD;
     }
     bool inquired = own && mgr__cluster_inquire(c, &c->former, own, now);
-    if (inquired && (first || !own->alive)) { mgr__cluster_wait_for(c, own, own->alive ? now + MGR__PROVE_AGAIN_MS : MGR__NEVER, now); return; }
+    if (inquired && (first || !own->alive)) {
+        mgr__cluster_wait_for(c, own, own->alive ? now + MGR__PROVE_AGAIN_MS : MGR__NEVER, now);
+        return;
+    }
     if (own && own->alive) { mgr__cluster_identity(c, own, now); return; }
     if (!mgr__cluster_placement_fits(c, now)) return;
     if (c->picture.member_count >= MGR_MEMBER_COUNT_MAX && !own) {
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter", MGR_MEMBER_COUNT_MAX);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "the service has MGR_MEMBER_COUNT_MAX (%d) instances: no more can enter",
+                          MGR_MEMBER_COUNT_MAX);
         mgr__cluster_left(c, MGR_LIMIT, now);
         return;
     }
     c->told_identity = false;
-    if (own && mgr__str_is(own->life, c->former.life) && !c->former.open && c->former.verdict != MGR__VERDICT_DEAD) mgr__cluster_unproven_former(c);
+    if (own && mgr__str_is(own->life, c->former.life) && !c->former.open && c->former.verdict != MGR__VERDICT_DEAD)
+        mgr__cluster_unproven_former(c);
     mgr__cluster_phase(c, MGR__PHASE_SET, now);
     if (!c->have_configured && !c->have_set && !c->picture.marker.exists)
-        mgr__cluster_tell(c, MGR_EVENT_WAITING, "no partition set stands for service %s yet: start one instance with partitions", c->config.service_id.at);
+        mgr__cluster_tell(c, MGR_EVENT_WAITING, "no partition set stands for service %s yet: start one instance with partitions",
+                          c->config.service_id.at);
     if (c->have_configured && !c->entered_once) {
         mgr__setter_start(&c->setter, c->heap, &c->configured, c->config.partitions_version, (uint64_t)c->delay_seen_ms);
         c->setter.fence_floor = c->fence_floor;
@@ -7587,8 +7699,9 @@ static void mgr__cluster_tell_placement(mgr__cluster *c)
     const char *wanted = mgr__placement_word(c->config.placement);
     if (!c->config.placement || c->told_placement || strcmp(wanted, c->picture.marker.placement) == 0) return;
     c->told_placement = true;
-    mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the service is placed by \"%s\", not by \"%s\" as this instance was told: that stays; `manager partitions --placement %s` changes it",
-                      c->picture.marker.placement, wanted, wanted);
+    mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED,
+                      "the service is placed by \"%s\", not by \"%s\" as this instance was told: that stays; "
+                      "`manager partitions --placement %s` changes it", c->picture.marker.placement, wanted, wanted);
 }
 
 static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -7612,7 +7725,7 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
     mgr__cluster_act(c, MGR__ACT_LIFE);
     mgr__cluster_act(c, MGR__ACT_LEASE)->at = c->lease_until;
     mgr__cluster_tell_of(c, MGR_EVENT_ENTERED, NULL, c->config.instance_id, "entered service %s as %s (session %s)",
-                      c->config.service_id.at, c->config.instance_id.at, c->life);
+                         c->config.service_id.at, c->config.instance_id.at, c->life);
     mgr__cluster_tell_placement(c);
 }
 
@@ -7657,7 +7770,8 @@ static void mgr__cluster_clean_answer(mgr__cluster *c, mgr__errand *e, const mgr
         mgr__cluster_tell(c, MGR_EVENT_ERROR, "Consul refuses to clean up a former life: %.*s", mgr__str_width(a->text, 300), a->text.at);
     if (e->task == MGR__TASK_CERTIFY) {
         c->old_certified = true;
-        if (a->outcome == MGR__OUTCOME_OK) mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, "certified that all work of the former life %s is dead", c->old_life);
+        if (a->outcome == MGR__OUTCOME_OK)
+            mgr__cluster_tell(c, MGR_EVENT_CERTIFIED, "certified that all work of the former life %s is dead", c->old_life);
     } else if (e->task == MGR__TASK_DESTROY) c->old_destroyed = true;
     else c->registered = false;
 }
@@ -7683,8 +7797,9 @@ static void mgr__cluster_set_unreadable(mgr__cluster *c, const mgr__kv *kv, int6
     if (said) mgr__cluster_set_later(c, now);
     if (strcmp(c->missed_told, c->picture.marker.hash) == 0) return;
     mgr__copy_text(c->missed_told, sizeof c->missed_told, mgr__str_of(c->picture.marker.hash));
-    mgr__cluster_tell(c, MGR_EVENT_ERROR, "the partition set sets/%s %s: whoever runs with it is asked to put it back; `manager partitions` puts another in force",
-                      c->picture.marker.hash, kv ? "cannot be read" : "is gone");
+    mgr__cluster_tell(c, MGR_EVENT_ERROR,
+                      "the partition set sets/%s %s: whoever runs with it is asked to put it back; "
+                      "`manager partitions` puts another in force", c->picture.marker.hash, kv ? "cannot be read" : "is gone");
 }
 
 static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
@@ -7692,7 +7807,8 @@ static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, 
     mgr__set fresh;
     mgr__str asked;
     if (!mgr__answer_decided(a)) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
-    if (!mgr__key_below(e->request.ops[0].key, &c->root, "sets/", &asked) || !mgr__str_is(asked, c->picture.marker.hash)) return;     /* another is in force by now */
+    /* another is in force by now */
+    if (!mgr__key_below(e->request.ops[0].key, &c->root, "sets/", &asked) || !mgr__str_is(asked, c->picture.marker.hash)) return;
     const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK && a->kv_count ? &a->kvs[0] : NULL;
     bool read = kv && mgr__set_read(&fresh, c->heap, kv->value);
     if (read && mgr__str_is(asked, fresh.hash)) {
@@ -7765,7 +7881,8 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
 static bool mgr__part_outrun(const mgr__cluster *c, const mgr__part *p, uint64_t sent_index)
 {
     const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
-    if (!p->held || mgr__str_is(mgr__cluster_life(c), p->holder) || c->picture.index <= sent_index) return false;    /* nobody else releases what is ours */
+    /* nobody else releases what is ours */
+    if (!p->held || mgr__str_is(mgr__cluster_life(c), p->holder) || c->picture.index <= sent_index) return false;
     return !holder || holder->modify_index > sent_index;
 }
 
@@ -7815,7 +7932,8 @@ static uint64_t mgr__cluster_round_of(const mgr__cluster *c, const mgr__errand *
 static void mgr__cluster_lock_won(mgr__cluster *c, mgr__part *p, uint64_t index, const mgr__errand *e, int64_t now)
 {
     if (index <= e->index_max) mgr__cluster_index_down(c, now);
-    if (e->sent_at + (int64_t)c->config.lease_ms < c->lease_until || now >= e->sent_at + (int64_t)c->config.lease_ms - (int64_t)c->config.stop_grace_ms) {
+    int64_t until = e->sent_at + (int64_t)c->config.lease_ms;
+    if (until < c->lease_until || now >= until - (int64_t)c->config.stop_grace_ms) {
         p->state = MGR__PART_IDLE;      /* this lock is older than what the lease rests on: read, and lock anew */
         p->stale = true;
         return;
@@ -7896,11 +8014,14 @@ static void mgr__cluster_bury_answer(mgr__cluster *c, mgr__errand *e, const mgr_
 {
     if (e->task == MGR__TASK_BURY_SERVICE) { c->bury_service[0] = 0; return; }
     if (a->outcome != MGR__OUTCOME_OK) return;
-    if (e->request.ops[0].verb == MGR__SET) mgr__cluster_tell_of(c, MGR_EVENT_CERTIFIED, NULL, e->request.note, "certified that all work of instance %.*s, which died on this host, is dead",
-                                                   (int)e->request.note.len, e->request.note.at);
+    if (e->request.ops[0].verb == MGR__SET)
+        mgr__cluster_tell_of(c, MGR_EVENT_CERTIFIED, NULL, e->request.note,
+                             "certified that all work of instance %.*s, which died on this host, is dead",
+                             (int)e->request.note.len, e->request.note.at);
     mgr__copy_text(c->bury_service, sizeof c->bury_service, e->request.name);
     mgr__copy_text(c->bury_node, sizeof c->bury_node, e->request.node);
-    mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s", (int)e->request.note.len, e->request.note.at);
+    mgr__cluster_tell_of(c, MGR_EVENT_MEMBER_REMOVED, NULL, e->request.note, "deregistered the dead instance %.*s",
+                         (int)e->request.note.len, e->request.note.at);
 }
 
 /* Which certificates does no owner key refer to? One pass over the owners. */
@@ -7915,11 +8036,8 @@ static void mgr__cluster_sweep_answer(mgr__cluster *c, const mgr__answer *a)
     mgr__buf_init(&scratch, c->heap, MGR_BODY_BYTES_MAX);
     for (size_t k = 0; k < a->kv_count; k++) {
         mgr__holding owner;
-        mgr__certificate wanted;
         mgr__holding_read(&owner, &a->kvs[k], &scratch, &arena);
-        wanted.life = owner.life;
-        const mgr__certificate *at = c->picture.certificate_count ?
-            (const mgr__certificate *)bsearch(&wanted, c->picture.certificates, c->picture.certificate_count, sizeof wanted, mgr__certificate_order) : NULL;
+        const mgr__certificate *at = mgr__picture_certificate(&c->picture, owner.life);
         if (at) needed[at - c->picture.certificates] = true;
         mgr__arena_free(&arena);
     }
@@ -7997,7 +8115,8 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
         c->slot_not_before = c->not_before;
         c->not_before = now;
         break;
-    case MGR__TASK_SWEEP: case MGR__TASK_NONE: case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: break;
+    case MGR__TASK_SWEEP: case MGR__TASK_NONE: break;
+    case MGR__TASK_WATCH: case MGR__TASK_CONFIRM: case MGR__TASK_RENEW: case MGR__TASK_PASS: break;    /* of the other lanes */
     }
 }
 
@@ -8011,7 +8130,8 @@ static void mgr__cluster_note_reachability(mgr__cluster *c, const mgr__answer *a
     c->told_reachability = true;
     int len = mgr__str_width(a->text, 300);
     if (up) mgr__cluster_tell(c, MGR_EVENT_CONSUL_UP, "Consul answers");
-    else if (a->status) mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, "Consul answers with an error (HTTP %d): %.*s", a->status, len, a->text.at);
+    else if (a->status)
+        mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, "Consul answers with an error (HTTP %d): %.*s", a->status, len, a->text.at);
     else mgr__cluster_tell(c, MGR_EVENT_CONSUL_DOWN, "Consul does not answer: %.*s", len, a->text.at);
 }
 
@@ -8028,7 +8148,8 @@ static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, con
     }
     bool changed = a->index != c->watch_index || !c->have_picture;
     /* Held queries that come back at once with nothing new (a proxy?) must not make us spin. */
-    if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS) c->watch_not_before = now + mgr__cluster_pause_for(c, ++c->watch_failures, MGR__BACKOFF_MAX_MS);
+    if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS)
+        c->watch_not_before = now + mgr__cluster_pause_for(c, ++c->watch_failures, MGR__BACKOFF_MAX_MS);
     else c->watch_failures = 0;
     c->watch_index = a->index ? a->index : 1;
     if (!changed) return;
@@ -8050,7 +8171,8 @@ static void mgr__cluster_answer(mgr__cluster *c, mgr__lane lane, const mgr__answ
         else if (e->task == MGR__TASK_RENEW) {
             bool ours = mgr__str_eq(e->request.session, mgr__cluster_life(c));
             c->renew_due = false;
-            if (a->outcome == MGR__OUTCOME_NOT_FOUND && ours && mgr__cluster_in_life(c)) mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul does not know our session any more", now);
+            if (a->outcome == MGR__OUTCOME_NOT_FOUND && ours && mgr__cluster_in_life(c))
+                mgr__cluster_end_life(c, 0, MGR_EVENT_SESSION_LOST, "Consul does not know our session any more", now);
         } else c->pass_due = false;
         break;
     case MGR__LANE_WORK: mgr__cluster_work_answer(c, e, a, now); break;
@@ -8072,7 +8194,8 @@ static void mgr__cluster_gone(mgr__cluster *c, mgr__part *p)
 static void mgr__cluster_over(mgr__cluster *c, mgr_event_kind event, const char *why, int64_t now)
 {
     mgr__cluster_end_life(c, 0, event, why, now);
-    if (!c->life[0] && c->phase != MGR__PHASE_ENDING && c->phase < MGR__PHASE_MEMBER) {     /* before a life: only the keeper is to be replaced */
+    /* before a life: only the keeper is to be replaced */
+    if (!c->life[0] && c->phase != MGR__PHASE_ENDING && c->phase < MGR__PHASE_MEMBER) {
         c->keeper_ready = false;
         mgr__cluster_act(c, MGR__ACT_FRESH_KEEPER);
     }
@@ -8103,7 +8226,8 @@ static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, 
     p->refusals++;
     p->refused = true;
     p->refused_until = now + (int64_t)ms;
-    mgr__cluster_tell_of(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms", p->name.at, (unsigned long long)ms);
+    mgr__cluster_tell_of(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms",
+                         p->name.at, (unsigned long long)ms);
 }
 
 static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool drain)
@@ -8174,7 +8298,10 @@ static bool mgr__cluster_younger_joins(const mgr__cluster *c)
 static void mgr__cluster_own_time(mgr__cluster *c, int64_t now)
 {
     if (c->phase != MGR__PHASE_MEMBER) return;
-    if (c->joining && (now >= c->joining_most || (now >= c->joining_until && !mgr__cluster_younger_joins(c)))) { c->joining = false; c->own_dirty = true; }
+    if (c->joining && (now >= c->joining_most || (now >= c->joining_until && !mgr__cluster_younger_joins(c)))) {
+        c->joining = false;
+        c->own_dirty = true;
+    }
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
         if (p->refused && now >= p->refused_until) { p->refused = false; c->own_dirty = true; }
@@ -8200,7 +8327,11 @@ static void mgr__cluster_leave_time(mgr__cluster *c, int64_t now)
     if (!c->want_leave || c->phase == MGR__PHASE_LEFT) return;
     if (!c->leave_since) c->leave_since = now;
     bool overdue = now - c->leave_since > (int64_t)c->config.lease_ms + MGR__LEAVE_EXTRA_MS;
-    if (overdue && !mgr__cluster_busy(c) && !mgr__cluster_serves(c)) { c->reachable = false; mgr__cluster_left(c, c->leave_result, now); return; }
+    if (overdue && !mgr__cluster_busy(c) && !mgr__cluster_serves(c)) {
+        c->reachable = false;
+        mgr__cluster_left(c, c->leave_result, now);
+        return;
+    }
     if (c->phase == MGR__PHASE_MEMBER) {
         mgr__cluster_phase(c, MGR__PHASE_LEAVING, now);
         c->own_dirty = true;        /* "leaving": the others' maps go on without us at once */
@@ -8224,7 +8355,8 @@ static void mgr__cluster_leave_time(mgr__cluster *c, int64_t now)
     bool nothing = !c->life[0] && !c->old_life[0] && !c->registered && !c->session_unclear;
     if (c->phase < MGR__PHASE_MEMBER && settled && nothing) { mgr__cluster_left(c, c->leave_result, now); return; }
     if (c->phase < MGR__PHASE_MEMBER && c->phase != MGR__PHASE_CLEAN && settled) mgr__cluster_to_clean(c, c->certify, now);
-    if (c->phase == MGR__PHASE_CLEAN && !c->reachable && now - c->phase_since > (int64_t)mgr__min64(2000, c->config.lease_ms) && settled) mgr__cluster_left(c, c->leave_result, now);
+    if (c->phase == MGR__PHASE_CLEAN && !c->reachable && now - c->phase_since > (int64_t)mgr__min64(2000, c->config.lease_ms) && settled)
+        mgr__cluster_left(c, c->leave_result, now);
 }
 
 static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
@@ -8239,9 +8371,10 @@ static void mgr__cluster_phase_time(mgr__cluster *c, int64_t now)
     if (c->config.start_timeout_ms && !c->entered_once && now - c->started_at > (int64_t)c->config.start_timeout_ms && !c->want_leave) {
         c->want_leave = true;
         c->leave_result = c->reachable ? MGR_TIMEOUT : MGR_UNREACHABLE;
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms,
-                          !c->reachable ? "no Consul agent can be reached; check its address"
-                          : c->phase == MGR__PHASE_SET ? "no partition set stands; start one instance with partitions" : "see what was said before");
+        const char *why = c->phase == MGR__PHASE_SET ? "no partition set stands; start one instance with partitions"
+                                                     : "see what was said before";
+        if (!c->reachable) why = "no Consul agent can be reached; check its address";
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "could not enter within %lu ms: %s", (unsigned long)c->config.start_timeout_ms, why);
     }
 }
 
@@ -8273,7 +8406,8 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     }
     if (!c->errands[MGR__LANE_WATCH].out && c->watch_not_before > now) at = mgr__min64(at, c->watch_not_before);
     if (c->want_leave) at = mgr__min64(at, now + 250);
-    if (c->config.start_timeout_ms && !c->entered_once) at = mgr__min64(at, mgr__max64(now + 1, c->started_at + (int64_t)c->config.start_timeout_ms + 1));
+    if (c->config.start_timeout_ms && !c->entered_once)
+        at = mgr__min64(at, mgr__max64(now + 1, c->started_at + (int64_t)c->config.start_timeout_ms + 1));
     if (!mgr__cluster_in_life(c)) return at;
     at = mgr__min64(at, mgr__max64(now, c->lease_until - (int64_t)c->config.stop_grace_ms));
     if (!c->errands[MGR__LANE_LEASE].out) at = mgr__min64(at, c->renew_due || c->pass_due ? now : mgr__max64(now, c->next_round));
@@ -8285,7 +8419,8 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (idle && mgr__cluster_answers_missing(c)) at = mgr__min64(at, mgr__max64(now, c->missing_not_before));
     if (c->slot_not_before > now) at = mgr__min64(at, c->slot_not_before);
     if (c->hold_until > now) at = mgr__min64(at, c->hold_until);
-    if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c)) at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), mgr__cluster_breaker_end(c)));
+    if (idle && c->picture.pause.breaker && mgr__cluster_pause_shown(c))
+        at = mgr__min64(at, mgr__max64(mgr__max64(now, c->pause_not_before), mgr__cluster_breaker_end(c)));
     if (idle && mgr__cluster_pause_needs(c, now) != MGR__PAUSE_NONE) at = mgr__min64(at, mgr__max64(now, c->pause_not_before));
     for (size_t i = 0; idle && i < c->burial_count; i++) at = mgr__min64(at, mgr__max64(now, c->burials[i].due_at));
     for (size_t i = 0; i < c->part_count; i++) {
@@ -11168,7 +11303,11 @@ static const char *mgr__consul_verb(mgr__verb verb)
     return "";
 }
 
-static bool mgr__consul_op_has_value(mgr__verb verb) { return verb == MGR__SET || verb == MGR__CAS || verb == MGR__LOCK || verb == MGR__UNLOCK; }
+static bool mgr__consul_op_has_value(mgr__verb verb)
+{
+    return verb == MGR__SET || verb == MGR__CAS || verb == MGR__LOCK || verb == MGR__UNLOCK;
+}
+
 static bool mgr__consul_op_has_index(mgr__verb verb) { return verb == MGR__CAS || verb == MGR__DELETE_CAS || verb == MGR__CHECK_INDEX; }
 static bool mgr__consul_op_has_session(mgr__verb verb) { return verb == MGR__LOCK || verb == MGR__UNLOCK || verb == MGR__CHECK_SESSION; }
 
@@ -11388,7 +11527,10 @@ static mgr__str mgr__consul_value(mgr__consul_reader *reader)
 /* The next entry to fill in; NULL: more of them than their text could hold. */
 static mgr__kv *mgr__consul_next(mgr__consul_reader *reader)
 {
-    if (reader->kv_count == reader->kv_count_max) { mgr__json_fail(&reader->json, reader->json.at, "entries without content"); return NULL; }
+    if (reader->kv_count == reader->kv_count_max) {
+        mgr__json_fail(&reader->json, reader->json.at, "entries without content");
+        return NULL;
+    }
     mgr__kv *kv = &reader->kvs[reader->kv_count++];
     kv->key = kv->value = kv->session = mgr__str_of("");
     return kv;
@@ -11645,7 +11787,11 @@ static void mgr__consul_parse(const mgr__request *r, const mgr__http_result *res
     /* No such key: an empty picture with an index to wait on. Without an index it is somebody else's 404. */
     bool keys = r->ask == MGR__ASK_WATCH || r->ask == MGR__ASK_LIST;
     if (res->status == 404 && keys && res->index) return;
-    if (res->status == 404 && keys) { out->outcome = MGR__OUTCOME_REJECTED; out->text = mgr__str_of("404 without X-Consul-Index: what answers is no Consul agent"); return; }
+    if (res->status == 404 && keys) {
+        out->outcome = MGR__OUTCOME_REJECTED;
+        out->text = mgr__str_of("404 without X-Consul-Index: what answers is no Consul agent");
+        return;
+    }
     bool refused = res->status == 409 && r->ask == MGR__ASK_TXN;
     if (res->status != 200 && !refused) {
         out->text = mgr__consul_text(res->body);
@@ -14084,7 +14230,9 @@ static void mgr__manager_tell(mgr *m, const mgr_event *event)
     m->inside++;
     if (m->desc.on_event) m->desc.on_event(m, event, m->desc.user);
     if (m->desc.on_log) {
-        mgr_log_level level = event->kind == MGR_EVENT_ERROR ? MGR_LOG_ERROR : event->kind == MGR_EVENT_CONSUL_DOWN ? MGR_LOG_WARN : MGR_LOG_INFO;
+        mgr_log_level level = MGR_LOG_INFO;
+        if (event->kind == MGR_EVENT_ERROR) level = MGR_LOG_ERROR;
+        if (event->kind == MGR_EVENT_CONSUL_DOWN) level = MGR_LOG_WARN;
         m->desc.on_log(level, event->text, m->desc.user);
     }
     m->inside--;
@@ -14099,7 +14247,8 @@ static mgr_event mgr__manager_event(mgr_event_kind kind)
     return event;
 }
 
-static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...) MGR__PRINTF(5, 6);
+static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...)
+    MGR__PRINTF(5, 6);
 static void mgr__manager_tell_proc(mgr *m, mgr_event_kind kind, const mgr__proc *proc, int status, const char *format, ...)
 {
     char text[700];
@@ -14255,8 +14404,12 @@ static void mgr__manager_find_run_dir(mgr *m)
     }
     if (code == 0) { mgr__process_life_sweep(m->run_dir); return; }
     why = why ? why : mgr__io_text(code);
-    if (given) snprintf(m->life_note, sizeof m->life_note, "run_dir \"%.200s\" is of no use for life files: \"%.200s\": %s", given, real, why);
-    else snprintf(m->life_note, sizeof m->life_note, "no folder for life files (%.200s: %s): after a crash of everything on this host a restart waits the delay; set run_dir to one that is 0700 and ours, below none that others can write to", real, why);
+    if (given)
+        snprintf(m->life_note, sizeof m->life_note, "run_dir \"%.200s\" is of no use for life files: \"%.200s\": %s", given, real, why);
+    else
+        snprintf(m->life_note, sizeof m->life_note,
+                 "no folder for life files (%.200s: %s): after a crash of everything on this host a restart waits the delay; "
+                 "set run_dir to one that is 0700 and ours, below none that others can write to", real, why);
 }
 
 /* A folder that was asked for by name must do; without a default one, only the proof is off. */
@@ -14282,8 +14435,9 @@ static void mgr__manager_make_life(mgr *m)
     m->life_fd = code < 0 ? -1 : code;
     m->life_path = m->life_fd >= 0 ? mgr__dup(&m->heap, mgr__str_of(path)) : NULL;
     if (m->life_path && mgr__life_evidence(m->life_fd, name, m->cluster.proof, sizeof m->cluster.proof)) return;
-    snprintf(m->life_note, sizeof m->life_note, "no life file in %.200s (%s): after a crash of everything on this host a restart waits the delay", m->run_dir,
-             code == -EOPNOTSUPP ? "a file system whose locks cannot be relied on" : mgr__io_text(code < 0 ? code : -ENOMEM));
+    snprintf(m->life_note, sizeof m->life_note,
+             "no life file in %.200s (%s): after a crash of everything on this host a restart waits the delay",
+             m->run_dir, code == -EOPNOTSUPP ? "a file system whose locks cannot be relied on" : mgr__io_text(code < 0 ? code : -ENOMEM));
 }
 
 /* Our hold on it. Guard and keeper keep theirs until their clean-up has ended. */
@@ -14301,7 +14455,10 @@ static void mgr__manager_drop_life(mgr *m, bool remove)
 static void mgr__manager_describe_life(mgr *m)
 {
     int code = m->life_fd < 0 ? 0 : mgr__keeper_describe(&m->keeper, m->life_fd, m->cluster.life, m->cluster.config.boot.at);
-    if (code < 0) snprintf(m->life_note, sizeof m->life_note, "the life file cannot be written (%s): after a crash of everything on this host a restart waits the delay", mgr__io_text(code));
+    if (code < 0)
+        snprintf(m->life_note, sizeof m->life_note,
+                 "the life file cannot be written (%s): after a crash of everything on this host a restart waits the delay",
+                 mgr__io_text(code));
     if (m->life_note[0]) mgr__manager_tell_error(m, "%s", m->life_note);
     m->life_note[0] = 0;
 }
@@ -14367,8 +14524,8 @@ static void mgr__manager_teach_keeper(mgr *m)
     r.session = mgr__str_of(c->life);
     mgr__manager_format_last(m, &r, &renew);
     for (size_t i = 0; i < m->address_count; i++) { addresses[i] = m->addresses[i].at; lens[i] = m->addresses[i].len; }
-    mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy), mgr__buf_view(&deregister),
-                           mgr__buf_view(&renew), m->desc.session_ttl_ms / 3);
+    mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy),
+                           mgr__buf_view(&deregister), mgr__buf_view(&renew), m->desc.session_ttl_ms / 3);
     mgr__buf_free(&certificate);
     mgr__buf_free(&destroy);
     mgr__buf_free(&deregister);
@@ -14495,7 +14652,8 @@ static void mgr__proc_note(mgr *m, mgr__proc *proc)
 {
     bool ended = true;
     if (!proc->work || proc->check) return;
-    for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == proc->work && !m->procs[i]->check) ended = ended && m->procs[i]->ended;
+    for (size_t i = 0; i < m->proc_count; i++)
+        if (m->procs[i]->work == proc->work && !m->procs[i]->check) ended = ended && m->procs[i]->ended;
     mgr__cluster_note_work(&m->cluster, proc->work->part, proc->attempts, proc->last_exit, ended);
 }
 
@@ -14715,9 +14873,10 @@ static const char *mgr__manager_exit_text(char to[MGR__EXIT_BYTES], int status, 
 
 /* ---- checks ---- */
 
+static const char *mgr__check_word(int status) { return status == 0 ? "passing" : status == 1 ? "warning" : "critical"; }
+
 static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *note)
 {
-    static const char *const words[3] = { "passing", "warning", "critical" };
     bool changed = check->status != status || !check->told;
     mgr__copy_text(check->note, sizeof check->note, mgr__str_of(note));
     check->update_due = true;
@@ -14726,7 +14885,7 @@ static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *no
     check->told = true;
     char text[900];
     mgr_event event = mgr__manager_event(MGR_EVENT_CHECK);
-    snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, words[status], note[0] ? ": " : "", note);
+    snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, mgr__check_word(status), note[0] ? ": " : "", note);
     event.partition = mgr__or(check->partition, "");
     event.name = check->check.id;
     event.status = status;
@@ -14742,7 +14901,8 @@ static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *no
     if (check->check.policy == MGR_CHECK_REFUSE) mgr__cluster_refuse(&m->cluster, work->part, 0, true, mgr__io_now(&m->io));
     if (check->check.policy == MGR_CHECK_RESTART)
         for (size_t i = 0; i < m->proc_count; i++)
-            if (m->procs[i]->work == work && m->procs[i]->daemon && m->procs[i]->alive) mgr__keeper_stop(m->procs[i]->keeper, m->procs[i]->slot, m->procs[i]->process.stop_grace_ms);
+            if (m->procs[i]->work == work && m->procs[i]->daemon && m->procs[i]->alive)
+                mgr__keeper_stop(m->procs[i]->keeper, m->procs[i]->slot, m->procs[i]->process.stop_grace_ms);
 }
 
 static void mgr__check_ran(mgr *m, mgr__check *check, const mgr__proc *proc, int status, int error)
@@ -14770,12 +14930,18 @@ static void mgr__proc_ended(mgr *m, mgr__proc *proc, int status, int error, int6
         if (work) mgr__work_look(m, work);
         return;
     }
-    if (error) mgr__manager_tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s", proc->name, proc->argv[0], strerror(error));
-    else mgr__manager_tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s", proc->name, (long)proc->pid, proc->last_exit);
+    if (error)
+        mgr__manager_tell_proc(m, MGR_EVENT_START_FAILED, proc, 0, "process %s (%s) cannot be started: %s",
+                               proc->name, proc->argv[0], strerror(error));
+    else
+        mgr__manager_tell_proc(m, MGR_EVENT_EXITED, proc, status, "process %s (pid %ld) ended: %s",
+                               proc->name, (long)proc->pid, proc->last_exit);
     proc->pid = 0;
     if (!proc->dropped && !proc->daemon) {      /* in each event its name may be given to another one */
         proc->ended = true;
-        if (!stopping) mgr__manager_tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s", proc->name, proc->last_exit);
+        if (!stopping)
+            mgr__manager_tell_proc(m, MGR_EVENT_ENDED, proc, status, "process %s was to run once, and has ended: %s",
+                                   proc->name, proc->last_exit);
     }
     if (!proc->dropped) mgr__proc_note(m, proc);
     if (!proc->dropped && proc->daemon && !stopping) {
@@ -14793,7 +14959,8 @@ static void mgr__proc_started(mgr *m, mgr__proc *proc, const mgr__worker_report 
     proc->pid = report->pid;
     proc->ended = false;
     if (proc->check) return;
-    mgr__manager_tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)", proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
+    mgr__manager_tell_proc(m, MGR_EVENT_STARTED, proc, 0, "started process %s (pid %ld, attempt %llu)",
+                           proc->name, (long)proc->pid, (unsigned long long)proc->attempts);
     mgr__proc_note(m, proc);
 }
 
@@ -14805,7 +14972,9 @@ static void mgr__manager_take_report(mgr *m, mgr__keeper *keeper, const mgr__wor
     if (!proc) return;
     if (report->stuck && !proc->stuck_told) {
         proc->stuck_told = true;
-        mgr__manager_tell_proc(m, MGR_EVENT_STUCK, proc, 0, "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone", proc->name, (long)report->pid);
+        mgr__manager_tell_proc(m, MGR_EVENT_STUCK, proc, 0,
+                               "process %s (pid %ld) cannot be killed: its partition stays locked until it is gone",
+                               proc->name, (long)report->pid);
     }
     switch (report->state) {
     case MGR__WORKER_RUNNING: mgr__proc_started(m, proc, report); break;
@@ -14854,7 +15023,8 @@ static void mgr__manager_note_lateness(mgr *m)
     uint32_t late_ms = mgr__keeper_late_ms(&m->keeper);
     if (late_ms <= MGR_KILL_MARGIN_MS / 2 || late_ms <= m->late_told_ms) return;
     m->late_told_ms = late_ms;
-    mgr__manager_tell_error(m, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota", (unsigned long)late_ms);
+    mgr__manager_tell_error(m, "the keeper was run %lu ms late: this host is overloaded, or limited by a CPU quota",
+                            (unsigned long)late_ms);
 }
 
 static void mgr__manager_turn_keepers(mgr *m, int64_t now)
@@ -14866,10 +15036,14 @@ static void mgr__manager_turn_keepers(mgr *m, int64_t now)
         mgr__keeper_status status = mgr__keeper_look(&m->keeper);
         /* A lease that ran out while we slept may be swept already: that is no lost keeper. */
         bool ran_out = m->cluster.lease_until && now >= m->cluster.lease_until - (int64_t)m->desc.stop_grace_ms;
-        if (status == MGR__KEEPER_CLOSED || (status != MGR__KEEPER_ALIVE && ran_out)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time: the keeper ended the work", now);
-        if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT) mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
-        if (status == MGR__KEEPER_UNPROVEN) {       /* guard and keeper died at once: the work is past its deadline, but nobody saw it dead */
-            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "keeper and guard died at once, and nobody can prove that the work is dead: no certificate", now);
+        if (status == MGR__KEEPER_CLOSED || (status != MGR__KEEPER_ALIVE && ran_out))
+            mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time: the keeper ended the work", now);
+        if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT)
+            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
+        /* guard and keeper died at once: the work is past its deadline, but nobody saw it dead */
+        if (status == MGR__KEEPER_UNPROVEN) {
+            mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST,
+                              "keeper and guard died at once, and nobody can prove that the work is dead: no certificate", now);
             m->cluster.unproven = true;
             m->cluster.certify = false;
         }
@@ -14919,7 +15093,8 @@ static void mgr__act_event(mgr *m, const mgr__action *action)
     event.result = action->result;
     event.text = action->text;
     bool reason = event.kind == MGR_EVENT_ERROR || event.kind == MGR_EVENT_IDENTITY || event.kind == MGR_EVENT_EVICTED;
-    if (reason) { mgr__buf_clear(&m->error); mgr__buf_text(&m->error, action->text); }     /* for mgr_error_text, should mgr_run end with it */
+    /* for mgr_error_text, should mgr_run end with it */
+    if (reason) { mgr__buf_clear(&m->error); mgr__buf_text(&m->error, action->text); }
     mgr__manager_tell(m, &event);
 }
 
@@ -14947,7 +15122,8 @@ static void mgr__act(mgr *m, const mgr__action *action, int64_t now)
     case MGR__ACT_WORK_BEGIN: mgr__work_begin(m, action->part); break;
     case MGR__ACT_WORK_STOP: case MGR__ACT_WORK_KILL: mgr__act_stop(m, action, now); break;
     case MGR__ACT_LEASE:
-        if (!mgr__keeper_lease_extend(&m->keeper, action->at)) mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
+        if (!mgr__keeper_lease_extend(&m->keeper, action->at))
+            mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the keeper closed the lease", now);
         mgr__manager_publish_lease(m);
         break;
     case MGR__ACT_LIFE:
@@ -15018,7 +15194,7 @@ static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
     mgr__jw_key(&jw, "Name");      mgr__jw_text(&jw, check->check.name);
     mgr__jw_key(&jw, "ServiceID"); mgr__jw_text(&jw, m->cluster.service);
     mgr__jw_key(&jw, "TTL");       mgr__jw_text(&jw, ttl);
-    mgr__jw_key(&jw, "Status");    mgr__jw_text(&jw, check->told && check->status == 2 ? "critical" : check->told && check->status == 1 ? "warning" : "passing");
+    mgr__jw_key(&jw, "Status");    mgr__jw_text(&jw, mgr__check_word(check->told ? check->status : 0));
     mgr__jw_object_end(&jw);
     r->ask = MGR__ASK_CHECK_REGISTER;
     r->body = mgr__request_keep(r, &out);
@@ -15333,16 +15509,26 @@ static mgr_result mgr__desc_check_times(mgr *m)
 {
     const mgr_desc *d = &m->desc;
     uint64_t least = mgr__manager_delay_least(d->lease_ms);
-    if (d->lease_ms < 1000 || d->lease_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "lease_ms is %lu: it must be from 1000 to 86400000", (unsigned long)d->lease_ms);
+    if (d->lease_ms < 1000 || d->lease_ms > 86400000)
+        return mgr__manager_fail(m, MGR_INVALID, "lease_ms is %lu: it must be from 1000 to 86400000", (unsigned long)d->lease_ms);
     if (d->delay_ms < least)
-        return mgr__manager_fail(m, MGR_INVALID, "delay_ms %lu is too short: (lease_ms %lu + kill margin %lu) * 1.002 = %llu ms; raise delay_ms or lower lease_ms",
-                         (unsigned long)d->delay_ms, (unsigned long)d->lease_ms, (unsigned long)MGR_KILL_MARGIN_MS, (unsigned long long)least);
+        return mgr__manager_fail(m, MGR_INVALID,
+                                 "delay_ms %lu is too short: (lease_ms %lu + kill margin %lu) * 1.002 = %llu ms; "
+                                 "raise delay_ms or lower lease_ms",
+                                 (unsigned long)d->delay_ms, (unsigned long)d->lease_ms, (unsigned long)MGR_KILL_MARGIN_MS,
+                                 (unsigned long long)least);
     if (d->stop_grace_ms > d->lease_ms / 2)
-        return mgr__manager_fail(m, MGR_INVALID, "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
-    if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000) return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
-    if (d->placement > MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: it may be one of mgr_placement", (int)d->placement);
-    if (d->run_dir && d->run_dir[0] != '/') return mgr__manager_fail(m, MGR_INVALID, "run_dir is %s: it must be a whole path, for guard and keeper live in /", d->run_dir);
-    if (d->breaker_percent > 100) return mgr__manager_fail(m, MGR_INVALID, "breaker_percent is %lu: it may be at most 100", (unsigned long)d->breaker_percent);
+        return mgr__manager_fail(m, MGR_INVALID,
+                                 "stop_grace_ms %lu is too long: it may be at most half of lease_ms %lu, "
+                                 "or a hiccup of Consul would stop the work", (unsigned long)d->stop_grace_ms, (unsigned long)d->lease_ms);
+    if (d->session_ttl_ms < 10000 || d->session_ttl_ms > 86400000)
+        return mgr__manager_fail(m, MGR_INVALID, "session_ttl_ms is %lu: Consul takes 10000 to 86400000", (unsigned long)d->session_ttl_ms);
+    if (d->placement > MGR_PLACEMENT_SLOTS)
+        return mgr__manager_fail(m, MGR_INVALID, "placement is %d: it may be one of mgr_placement", (int)d->placement);
+    if (d->run_dir && d->run_dir[0] != '/')
+        return mgr__manager_fail(m, MGR_INVALID, "run_dir is %s: it must be a whole path, for guard and keeper live in /", d->run_dir);
+    if (d->breaker_percent > 100)
+        return mgr__manager_fail(m, MGR_INVALID, "breaker_percent is %lu: it may be at most 100", (unsigned long)d->breaker_percent);
     if (d->weight > 65535) return mgr__manager_fail(m, MGR_INVALID, "weight is %lu: it may be at most 65535", (unsigned long)d->weight);
     return MGR_OK;
 }
@@ -15359,11 +15545,13 @@ static mgr_result mgr__desc_token(mgr *m)
         mgr__str token = mgr__io_trim(mgr__buf_view(&text));
         if (got >= 0) d->consul_token = mgr__arena_str(&m->arena, token).at;
         mgr__buf_free(&text);
-        if (got < 0) return mgr__manager_fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
+        if (got < 0)
+            return mgr__manager_fail(m, MGR_INVALID, "consul_token_file %s cannot be read: %s", d->consul_token_file, mgr__io_text(got));
     }
     m->consul.token = mgr__str_of(d->consul_token);
     for (size_t i = 0; i < m->consul.token.len; i++)
-        if ((unsigned char)m->consul.token.at[i] < 0x21 || (unsigned char)m->consul.token.at[i] > 0x7e) return mgr__manager_fail(m, MGR_INVALID, "the Consul token has a character that no header may carry");
+        if ((unsigned char)m->consul.token.at[i] < 0x21 || (unsigned char)m->consul.token.at[i] > 0x7e)
+            return mgr__manager_fail(m, MGR_INVALID, "the Consul token has a character that no header may carry");
     return MGR_OK;
 }
 
@@ -15382,14 +15570,18 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     mgr_desc *d = &m->desc;
     char host[MGR_NAME_BYTES_MAX + 1];
     *d = *given;
-    if (d->_start_canary || d->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
+    if (d->_start_canary || d->_end_canary)
+        return mgr__manager_fail(m, MGR_INVALID, "the mgr_desc was not zeroed before its fields were set");
     if (!d->service_name && !d->service_id) return mgr__manager_fail(m, MGR_INVALID, "service_name is missing");
-    if (d->tag_count && !d->tags) return mgr__manager_fail(m, MGR_INVALID, "tags is NULL, and tag_count is %lu", (unsigned long)d->tag_count);
-    if (d->partition_count && !d->partitions) return mgr__manager_fail(m, MGR_INVALID, "partitions is NULL, and partition_count is %lu", (unsigned long)d->partition_count);
+    if (d->tag_count && !d->tags)
+        return mgr__manager_fail(m, MGR_INVALID, "tags is NULL, and tag_count is %lu", (unsigned long)d->tag_count);
+    if (d->partition_count && !d->partitions)
+        return mgr__manager_fail(m, MGR_INVALID, "partitions is NULL, and partition_count is %lu", (unsigned long)d->partition_count);
     d->service_id = mgr__desc_text(m, given->service_id ? given->service_id : given->service_name);
     d->service_name = mgr__desc_text(m, given->service_name ? given->service_name : given->service_id);
     memset(host, 0, sizeof host);
-    if (!given->instance_id && m->io.hostname(m->io.user, host, sizeof host) < 0) return mgr__manager_fail(m, MGR_SYSTEM, "the host name cannot be read: set instance_id");
+    if (!given->instance_id && m->io.hostname(m->io.user, host, sizeof host) < 0)
+        return mgr__manager_fail(m, MGR_SYSTEM, "the host name cannot be read: set instance_id");
     d->instance_id = mgr__desc_text(m, given->instance_id ? given->instance_id : host);
     d->kv_prefix = mgr__desc_text(m, given->kv_prefix && given->kv_prefix[0] ? given->kv_prefix : "manager");
     d->address = mgr__desc_text(m, given->address);
@@ -15413,7 +15605,9 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
     if (result == MGR_OK) result = mgr__desc_check_name(m, "instance_id", d->instance_id);
     if (result == MGR_OK) result = mgr__desc_check_times(m);
     if (result == MGR_OK && !mgr__desc_prefix_fit(d->kv_prefix))
-        result = mgr__manager_fail(m, MGR_INVALID, "kv_prefix \"%s\" may hold letters, digits, '_', '-' and single '/' between them, 255 bytes at most", d->kv_prefix);
+        result = mgr__manager_fail(m, MGR_INVALID,
+                                   "kv_prefix \"%s\" may hold letters, digits, '_', '-' and single '/' between them, 255 bytes at most",
+                                   d->kv_prefix);
     if (result == MGR_OK) result = mgr__desc_token(m);
     return result;
 }
@@ -15469,7 +15663,9 @@ static mgr_result mgr__manager_open_loop(mgr *m)
 static mgr_result mgr__manager_open_signals(mgr *m)
 {
     m->signal_fd = mgr__io_signals_open(&m->signal_mask);
-    if (m->signal_fd < 0) return mgr__manager_fail(m, MGR_SYSTEM, "handle_signals: no signal descriptor (%s); call mgr_leave from a handler of your own", mgr__io_text(m->signal_fd));
+    if (m->signal_fd < 0)
+        return mgr__manager_fail(m, MGR_SYSTEM, "handle_signals: no signal descriptor (%s); call mgr_leave from a handler of your own",
+                                 mgr__io_text(m->signal_fd));
     m->signal_masked = true;
 #ifdef __linux__
     int failed = mgr__loop_add(&m->loop, m->signal_fd, POLLIN, mgr__manager_signal_ready, m);
@@ -15532,7 +15728,8 @@ static mgr_result mgr__manager_may_step(mgr *m)
     if (!m || !m->opened) return MGR_INVALID;
     if (mgr__manager_forked(m)) return MGR_FORKED;
     if (m->inside) return MGR_REENTRANT;
-    return m->desc.observer ? mgr__manager_fail(m, MGR_NOT_MEMBER, "an observer has nothing to step: its calls wait by themselves") : MGR_OK;
+    if (m->desc.observer) return mgr__manager_fail(m, MGR_NOT_MEMBER, "an observer has nothing to step: its calls wait by themselves");
+    return MGR_OK;
 }
 
 MGRAPI mgr_result mgr_step(mgr *m, int timeout_ms)
@@ -15557,7 +15754,10 @@ MGRAPI mgr_result mgr_run(mgr *m)
 
 MGRAPI int mgr_fd(const mgr *m) { return m && m->opened ? mgr__loop_fd(&m->loop) : -1; }
 
-MGRAPI size_t mgr_pollfds(mgr *m, struct pollfd *fds, size_t fd_count_max) { return m && m->opened ? mgr__loop_pollfds(&m->loop, fds, fd_count_max) : 0; }
+MGRAPI size_t mgr_pollfds(mgr *m, struct pollfd *fds, size_t fd_count_max)
+{
+    return m && m->opened ? mgr__loop_pollfds(&m->loop, fds, fd_count_max) : 0;
+}
 
 MGRAPI int mgr_timeout_ms(const mgr *m)
 {
@@ -15612,8 +15812,10 @@ MGRAPI void mgr_close(mgr *m)
     bool forked = mgr__manager_forked(m);
     if (forked) mgr__loop_forked(&m->loop);     /* or the child would empty the parent's epoll set */
     for (int i = 0; i < MGR__LANE_COUNT; i++) if (m->http[i].loop) mgr__http_free(&m->http[i]);
-    if (m->have_keeper) { if (forked) { mgr__keeper_forked(&m->keeper); mgr__manager_drop_life(m, false); } else mgr__manager_end_keeper(m); }
-    if (m->have_agent_keeper) { if (forked) mgr__keeper_forked(&m->agent_keeper); else mgr__keeper_close(&m->agent_keeper); }
+    if (m->have_keeper && forked) { mgr__keeper_forked(&m->keeper); mgr__manager_drop_life(m, false); }
+    if (m->have_keeper && !forked) mgr__manager_end_keeper(m);
+    if (m->have_agent_keeper && forked) mgr__keeper_forked(&m->agent_keeper);
+    if (m->have_agent_keeper && !forked) mgr__keeper_close(&m->agent_keeper);
     if (m->signal_masked && !forked) { mgr__loop_remove(&m->loop, m->signal_fd); mgr__io_signals_close(m->signal_fd, &m->signal_mask); }
     mgr__loop_close(&m->loop);
     for (size_t i = 0; i < m->work_count; i++) mgr__free(&m->heap, m->works[i]);
@@ -15667,17 +15869,25 @@ static mgr_result mgr__manager_member_only(mgr *m)
     return MGR_OK;
 }
 
+static mgr_result mgr__manager_not_assumed(mgr *m, const char *partition)
+{
+    return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", mgr__or(partition, "(null)"));
+}
+
 static mgr_result mgr__manager_run_process(mgr *m, const char *partition, const char *name, const mgr_process *process, bool daemon)
 {
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!partition || !process || !process->argv || !process->argv[0]) return mgr__manager_fail(m, MGR_INVALID, "a partition and a process with argv are needed");
-    if (process->_start_canary || process->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_process of partition %s was not zeroed before its fields were set", partition);
+    if (!partition || !process || !process->argv || !process->argv[0])
+        return mgr__manager_fail(m, MGR_INVALID, "a partition and a process with argv are needed");
+    if (process->_start_canary || process->_end_canary)
+        return mgr__manager_fail(m, MGR_INVALID, "the mgr_process of partition %s was not zeroed before its fields were set", partition);
     if (!name) name = partition;
     mgr__work *work = mgr__work_find(m, partition);
-    if (!work || work->stopping) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition);
+    if (!work || work->stopping) return mgr__manager_not_assumed(m, partition);
     mgr__proc *old = mgr__proc_find(m, name);
-    if (old && (old->alive || old->restart_at || old->work != work)) return mgr__manager_fail(m, MGR_CONFLICT, "a process named %s exists already", name);
+    if (old && (old->alive || old->restart_at || old->work != work))
+        return mgr__manager_fail(m, MGR_CONFLICT, "a process named %s exists already", name);
     if (old) mgr__proc_drop(old);
     mgr__proc *proc = mgr__proc_add(m, work, name, process);
     if (!proc) return mgr__manager_fail(m, MGR_NO_MEMORY, "out of memory for process %s", name);
@@ -15689,8 +15899,15 @@ static mgr_result mgr__manager_run_process(mgr *m, const char *partition, const 
     return mgr__manager_fail(m, result, "process %s cannot be started: %s", name, mgr_result_text(result));
 }
 
-MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__manager_run_process(m, partition, name, process, false); }
-MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process) { return mgr__manager_run_process(m, partition, name, process, true); }
+MGRAPI mgr_result mgr_exec(mgr *m, const char *partition, const char *name, const mgr_process *process)
+{
+    return mgr__manager_run_process(m, partition, name, process, false);
+}
+
+MGRAPI mgr_result mgr_daemonize(mgr *m, const char *partition, const char *name, const mgr_process *process)
+{
+    return mgr__manager_run_process(m, partition, name, process, true);
+}
 
 MGRAPI pid_t mgr_pid(const mgr *m, const char *name)
 {
@@ -15704,7 +15921,7 @@ MGRAPI mgr_result mgr_kill(mgr *m, const char *name, int signal_number)
     if (result != MGR_OK) return result;
     mgr__proc *proc = name ? mgr__proc_find(m, name) : NULL;
     if (signal_number < 0 || signal_number > 64) return mgr__manager_fail(m, MGR_INVALID, "%d is no signal", signal_number);
-    if (!proc || !proc->alive) return mgr__manager_fail(m, MGR_NOT_FOUND, "no process named %s is running", name ? name : "(null)");
+    if (!proc || !proc->alive) return mgr__manager_fail(m, MGR_NOT_FOUND, "no process named %s is running", mgr__or(name, "(null)"));
     mgr__keeper_signal(proc->keeper, proc->slot, signal_number);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -15717,7 +15934,7 @@ MGRAPI mgr_result mgr_hold(mgr *m, const char *partition)
     mgr_result result = mgr__manager_member_only(m);
     mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
     if (result != MGR_OK) return result;
-    if (!work || work->stopping) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance", partition ? partition : "(null)");
+    if (!work || work->stopping) return mgr__manager_not_assumed(m, partition);
     work->held = work->in_process = true;
     work->let_go = false;       /* an earlier mgr_released was not about this */
     mgr__manager_note_in_process(m);
@@ -15729,7 +15946,7 @@ MGRAPI mgr_result mgr_released(mgr *m, const char *partition)
     mgr_result result = mgr__manager_member_only(m);
     mgr__work *work = result == MGR_OK ? mgr__work_find(m, partition) : NULL;
     if (result != MGR_OK) return result;
-    if (!work) return mgr__manager_fail(m, MGR_STATE, "partition %s is not held by this instance", partition ? partition : "(null)");
+    if (!work) return mgr__manager_fail(m, MGR_STATE, "partition %s is not held by this instance", mgr__or(partition, "(null)"));
     work->held = work->in_process = false;
     work->let_go = true;
     mgr__manager_note_in_process(m);
@@ -15796,7 +16013,10 @@ static mgr_result mgr__call_picture(mgr *m, mgr__picture *picture, uint32_t time
     if (result != MGR_OK) return result;
     if (mgr__marker_stands(&picture->marker)) return MGR_OK;
     mgr__picture_free(picture);
-    return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no partition set under %s that we may read: is the id right, does it need a token, and was an instance with partitions ever started?", m->desc.service_id, m->cluster.root.text);
+    return mgr__manager_fail(m, MGR_NOT_FOUND,
+                             "service \"%s\" has no partition set under %s that we may read: "
+                             "is the id right, does it need a token, and was an instance with partitions ever started?",
+                             m->desc.service_id, m->cluster.root.text);
 }
 
 static mgr_result mgr__call_set(mgr *m, const mgr__picture *picture, mgr__set *set, uint32_t timeout_ms)
@@ -15822,8 +16042,12 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     if ((!member && !takes_back) || (evict && !member->alive)) {
         bool away = member != NULL;
         mgr__picture_free(&picture);
-        if (away) return mgr__manager_fail(m, MGR_NOT_FOUND, "instance \"%s\" of service \"%s\" is not alive: draining it gives away what is kept for its return", instance, m->desc.service_id);
-        return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no instance \"%s\": see `manager status`", m->desc.service_id, instance);
+        if (away)
+            return mgr__manager_fail(m, MGR_NOT_FOUND,
+                                     "instance \"%s\" of service \"%s\" is not alive: draining it gives away what is kept for its return",
+                                     instance, m->desc.service_id);
+        return mgr__manager_fail(m, MGR_NOT_FOUND, "service \"%s\" has no instance \"%s\": see `manager status`",
+                                 m->desc.service_id, instance);
     }
     mgr__wish wish;
     wish.drain = evict ? member->wish_drain : drain;
@@ -15857,7 +16081,8 @@ static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
         pause.breaker = false;
         if (!paused) pause.since_ms = (uint64_t)m->io.realtime_ms(m->io.user);
         mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
-        mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS, mgr__key_fixed(&m->side.arena, &m->cluster.root, "cluster/pause"));
+        mgr__op *op = mgr__request_op(&m->side, on ? MGR__CAS : MGR__DELETE_CAS,
+                                      mgr__key_fixed(&m->side.arena, &m->cluster.root, "cluster/pause"));
         op->index = standing.modify_index;
         if (on) op->value = mgr__request_pause(&m->side, &pause);
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
@@ -15879,7 +16104,9 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set, mgr_placement 
     s->placement = placement;
     while (mgr__setter_busy(s)) {
         int64_t now = mgr__io_now(&m->io);
-        if (now > until) return mgr__manager_fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s", m->desc.consul_addr);
+        if (now > until)
+            return mgr__manager_fail(m, MGR_UNREACHABLE, "the partition set could not be put in force in time: no answer from Consul at %s",
+                                     m->desc.consul_addr);
         mgr__request_start(&m->side, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
         if (!mgr__setter_next(s, &m->heap, &m->cluster.root, &m->side, now)) {
             mgr__loop_deadline(&m->loop, mgr__max64(now, s->not_before));
@@ -15888,7 +16115,8 @@ static mgr_result mgr__call_set_partitions(mgr *m, mgr__set *set, mgr_placement 
         }
         bool first = s->state == MGR__SETTER_LOOK;
         mgr__call(m, MGR__REQUEST_TIMEOUT_MS);
-        if (first && (!mgr__answer_came(&m->call_answer))) return mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
+        if (first && !mgr__answer_came(&m->call_answer))
+            return mgr__manager_outcome_result(m, &m->call_answer, "reading the partition set");
         mgr__setter_answer(s, &m->heap, &m->cluster.root, mgr__str_of(m->cluster.session_name), &m->call_answer, mgr__io_now(&m->io));
     }
     if (s->result == MGR_OK) return MGR_OK;
@@ -15907,8 +16135,10 @@ static mgr_result mgr__manager_set(mgr *m, const char *const *names, size_t name
 {
     mgr__set set;
     mgr__str bad;
-    if (!names && name_count) return mgr__manager_fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
-    for (size_t i = 0; i < name_count; i++) if (!names[i]) return mgr__manager_fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
+    if (!names && name_count)
+        return mgr__manager_fail(m, MGR_INVALID, "name_count is %lu, but there are no names", (unsigned long)name_count);
+    for (size_t i = 0; i < name_count; i++)
+        if (!names[i]) return mgr__manager_fail(m, MGR_INVALID, "name %lu of the partition set is NULL", (unsigned long)i);
     const char *fault = mgr__set_make(&set, &m->heap, names, name_count, &bad);
     if (fault) {
         mgr__manager_fail(m, MGR_INVALID, "partition \"%.*s\" %s", (int)bad.len, bad.at, fault);
@@ -15932,7 +16162,9 @@ static mgr_result mgr__manager_weights_fit(mgr *m, const mgr__picture *picture)
 {
     const mgr__member *odd = mgr__picture_odd_weight(picture, 0, mgr__nobody());
     if (!odd) return MGR_OK;
-    return mgr__manager_fail(m, MGR_INVALID, "placement slots is for equal weights, and instance %s has another (%llu) than those before it", odd->id.at, (unsigned long long)odd->weight);
+    return mgr__manager_fail(m, MGR_INVALID,
+                             "placement slots is for equal weights, and instance %s has another (%llu) than those before it",
+                             odd->id.at, (unsigned long long)odd->weight);
 }
 
 static mgr_result mgr__call_weights_fit(mgr *m)
@@ -15949,8 +16181,10 @@ MGRAPI mgr_result mgr_set_placement(mgr *m, mgr_placement placement, const char 
 {
     mgr_result result = mgr__manager_usable(m);
     if (result != MGR_OK) return result;
-    if (placement != MGR_PLACEMENT_RUSH && placement != MGR_PLACEMENT_SLOTS) return mgr__manager_fail(m, MGR_INVALID, "placement is %d: MGR_PLACEMENT_RUSH or MGR_PLACEMENT_SLOTS", (int)placement);
-    if (placement == MGR_PLACEMENT_SLOTS) result = m->desc.observer ? mgr__call_weights_fit(m) : mgr__manager_weights_fit(m, &m->cluster.picture);
+    if (placement != MGR_PLACEMENT_RUSH && placement != MGR_PLACEMENT_SLOTS)
+        return mgr__manager_fail(m, MGR_INVALID, "placement is %d: MGR_PLACEMENT_RUSH or MGR_PLACEMENT_SLOTS", (int)placement);
+    if (placement == MGR_PLACEMENT_SLOTS)
+        result = m->desc.observer ? mgr__call_weights_fit(m) : mgr__manager_weights_fit(m, &m->cluster.picture);
     if (result != MGR_OK) return result;
     if (names || name_count) return mgr__manager_set(m, names, name_count, placement);
     if (m->desc.observer) return mgr__call_set_partitions(m, NULL, placement);
@@ -15971,7 +16205,7 @@ MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms)
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     mgr__part *part = partition ? mgr__cluster_part(&m->cluster, mgr__str_of(partition)) : NULL;
-    if (!part || !part->in_set) return mgr__manager_fail(m, MGR_NOT_FOUND, "no partition %s in the set", partition ? partition : "(null)");
+    if (!part || !part->in_set) return mgr__manager_fail(m, MGR_NOT_FOUND, "no partition %s in the set", mgr__or(partition, "(null)"));
     mgr__cluster_refuse(&m->cluster, part, for_ms, for_ms > 0, mgr__io_now(&m->io));
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -15983,7 +16217,8 @@ static mgr_result mgr__manager_put_wish(mgr *m, const char *instance, bool evict
     if (result != MGR_OK) return result;
     if (!instance || !instance[0]) return mgr__manager_fail(m, MGR_INVALID, "an instance id is needed");
     if (m->desc.observer) return mgr__call_wish(m, instance, evict, drain);
-    if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance))) return mgr__manager_fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
+    if (!mgr__picture_member(&m->cluster.picture, mgr__str_of(instance)))
+        return mgr__manager_fail(m, MGR_NOT_FOUND, "no instance %s is a member", instance);
     if (!mgr__cluster_wish(&m->cluster, mgr__str_of(instance), evict, drain)) return mgr__manager_no_memory(m);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
@@ -16016,7 +16251,8 @@ static mgr__check *mgr__check_find(const mgr *m, const char *id)
 /* Given again, by the next acquisition say: the new one counts, a script that runs goes on. */
 static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
 {
-    bool same = (!old->partition && !check->partition) || (old->partition && check->partition && strcmp(old->partition, check->partition) == 0);
+    bool same = (!old->partition && !check->partition) ||
+                (old->partition && check->partition && strcmp(old->partition, check->partition) == 0);
     if (!same) {
         mgr__manager_fail(m, MGR_CONFLICT, "a check %s exists already, of %s", check->check.id, mgr__or(old->partition, "the instance"));
         mgr__check_free(m, check);
@@ -16035,11 +16271,15 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     if (!given) return mgr__manager_fail(m, MGR_INVALID, "a check is needed");
-    if (given->_start_canary || given->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
+    if (given->_start_canary || given->_end_canary)
+        return mgr__manager_fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
     if (script && (!given->argv || !given->argv[0])) return mgr__manager_fail(m, MGR_INVALID, "a script check needs argv");
     if (!script && !given->ttl_ms) return mgr__manager_fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
     mgr__work *work = mgr__work_find(m, partition);
-    if (partition && (!work || work->stopping)) return mgr__manager_fail(m, MGR_STATE, "partition %s is not assumed by this instance: its checks are given in on_acquire, and end with it", partition);
+    if (partition && (!work || work->stopping))
+        return mgr__manager_fail(m, MGR_STATE,
+                                 "partition %s is not assumed by this instance: its checks are given in on_acquire, and end with it",
+                                 partition);
     if (m->check_count >= MGR_CHECK_COUNT_MAX) return mgr__manager_fail(m, MGR_LIMIT, "more than MGR_CHECK_COUNT_MAX checks");
     void *items = m->checks;
     mgr__check *check = (mgr__check *)mgr__alloc(&m->heap, sizeof *check);
@@ -16068,15 +16308,22 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     return MGR_OK;
 }
 
-MGRAPI mgr_result mgr_check_script(mgr *m, const char *partition, const mgr_check *check) { return mgr__check_add(m, partition, check, true); }
-MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *check) { return mgr__check_add(m, partition, check, false); }
+MGRAPI mgr_result mgr_check_script(mgr *m, const char *partition, const mgr_check *check)
+{
+    return mgr__check_add(m, partition, check, true);
+}
+
+MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *check)
+{
+    return mgr__check_add(m, partition, check, false);
+}
 
 static mgr_result mgr__check_report(mgr *m, const char *check_id, int status, const char *note)
 {
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
     mgr__check *check = check_id ? mgr__check_find(m, check_id) : NULL;
-    if (!check) return mgr__manager_fail(m, MGR_NOT_FOUND, "no check %s", check_id ? check_id : "(null)");
+    if (!check) return mgr__manager_fail(m, MGR_NOT_FOUND, "no check %s", mgr__or(check_id, "(null)"));
     if (!check->script) check->due_at = mgr__io_now(&m->io) + check->check.ttl_ms;
     mgr__check_set(m, check, status, note ? note : "");
     mgr__loop_wake(&m->loop);
@@ -16147,8 +16394,10 @@ MGRAPI mgr_result mgr_agent_start(mgr *m, const mgr_agent *agent)
     mgr_process process;
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
-    if (!agent || agent->_start_canary || agent->_end_canary) return mgr__manager_fail(m, MGR_INVALID, "the mgr_agent was not zeroed before its fields were set");
-    if (!agent->dev && !agent->data_dir && !agent->config_file) return mgr__manager_fail(m, MGR_INVALID, "an agent needs data_dir, or a config_file that names one, or dev");
+    if (!agent || agent->_start_canary || agent->_end_canary)
+        return mgr__manager_fail(m, MGR_INVALID, "the mgr_agent was not zeroed before its fields were set");
+    if (!agent->dev && !agent->data_dir && !agent->config_file)
+        return mgr__manager_fail(m, MGR_INVALID, "an agent needs data_dir, or a config_file that names one, or dev");
     if (mgr__proc_find(m, "consul agent")) return mgr__manager_fail(m, MGR_STATE, "an agent was started already");
     if (!m->have_agent_keeper) {
         result = mgr__manager_make_keeper(m, &m->agent_keeper, &m->agent_keeper_fd);
@@ -16224,7 +16473,8 @@ static const char *mgr__view_lost_why(mgr__view *v, const mgr__picture *picture,
     return "";
 }
 
-static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__picture *picture, mgr_view_instance *instances, const mgr__kv *kv, mgr__buf *scratch)
+static void mgr__view_owner(mgr__view *v, mgr_view_partition *p, const mgr__picture *picture, mgr_view_instance *instances,
+                            const mgr__kv *kv, mgr__buf *scratch)
 {
     mgr__holding owner;
     mgr__holding_read(&owner, kv, scratch, &v->arena);
@@ -16283,10 +16533,10 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
         partitions[i].lost = true;
     }
     mgr__buf_init(&scratch, &m->heap, MGR_BODY_BYTES_MAX);
-    for (size_t i = 0; i < m->call_answer.kv_count && set->count; i++) {
+    for (size_t i = 0; i < m->call_answer.kv_count; i++) {
         const mgr__kv *kv = &m->call_answer.kvs[i];
         if (!mgr__key_below(kv->key, &m->cluster.root, "owners/", &rest) || !mgr__key_name(&v->arena, rest, &name)) continue;
-        mgr__str *at = (mgr__str *)bsearch(&name, set->names, set->count, sizeof name, mgr__name_order);
+        const mgr__str *at = mgr__set_find(set, name);
         if (at) mgr__view_owner(v, &partitions[at - set->names], picture, instances, kv, &scratch);
     }
     mgr__buf_free(&scratch);
@@ -16294,7 +16544,8 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
     v->view.converged = true;
     for (size_t i = 0; i < picture->member_count; i++) if (instances[i].alive && instances[i].joining) v->view.converged = false;
     for (size_t i = 0; i < set->count; i++)
-        if (!partitions[i].owner || !partitions[i].assigned || strcmp(partitions[i].owner, partitions[i].assigned) != 0) v->view.converged = false;
+        if (!partitions[i].owner || !partitions[i].assigned || strcmp(partitions[i].owner, partitions[i].assigned) != 0)
+            v->view.converged = false;
     v->view.instances = instances;
     v->view.instance_count = picture->member_count;
     v->view.partitions = partitions;
@@ -16308,7 +16559,8 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
 static mgr_result mgr__manager_observer_only(mgr *m)
 {
     mgr_result result = mgr__manager_usable(m);
-    if (result == MGR_OK && !m->desc.observer) result = mgr__manager_fail(m, MGR_STATE, "only an observer (desc.observer) can wait for a view");
+    if (result == MGR_OK && !m->desc.observer)
+        result = mgr__manager_fail(m, MGR_STATE, "only an observer (desc.observer) can wait for a view");
     return result;
 }
 
@@ -16324,7 +16576,9 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     if (result == MGR_OK) result = mgr__call_picture(m, &picture, timeout_ms);
     if (result != MGR_OK) return result;
     if (!mgr__marker_known(&picture.marker)) {
-        result = mgr__manager_fail(m, MGR_INVALID, "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" version %d: use a manager.h that knows it",
+        result = mgr__manager_fail(m, MGR_INVALID,
+                                   "the service is placed by policy \"%s\" version %llu, this program knows \"rush\" and \"slots\" "
+                                   "version %d: use a manager.h that knows it",
                                    picture.marker.placement, (unsigned long long)picture.marker.placement_version, MGR__PLACEMENT_VERSION);
         mgr__picture_free(&picture);
         return result;
