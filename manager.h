@@ -266,7 +266,7 @@
  *  S25 The keeper's order: stop, reap, certify, destroy the session, deregister.
  *      (mgr__keeping_stop_more, mgr__keeping_speak)
  *  S26 In-process work is never certified while the host lives, nor in a life that lost
- *      some. (mgr__keeping_may_certify, mgr__work_lost, mgr__cluster_ask_part)
+ *      some. (mgr__keeping_may_certify, mgr__work_lost, mgr__cluster_ask_parting)
  *  S27 With guard and keeper both dead only an empty cgroup is proof.
  *      (mgr__keeper_end_alone)
  *  S28 What cannot be killed keeps its lock: the session is renewed.
@@ -703,7 +703,7 @@ typedef struct mgr_process {
     int         stop_signal;         /* default SIGTERM */
     uint32_t    stop_grace_ms;       /* default the descriptor's */
     uint32_t    start_timeout_ms;    /* until exec; default 10000 */
-    uint32_t    backoff_min_ms;      /* daemonize: first pause before a restart; default 250 */
+    uint32_t    backoff_min_ms;      /* daemonize: how long before the first restart; default 250 */
     uint32_t    backoff_max_ms;      /* default 60000 */
     uint32_t    healthy_ms;          /* after so long the back-off starts anew; default 10000 */
     uid_t       uid;                 /* with set_ids */
@@ -1938,6 +1938,20 @@ static mgr__str mgr__json_base64(mgr__json *j, mgr__buf *scratch)
     scratch->at[good ? from + len : from] = scratch->at[scratch->len] = 0;
     if (!good) { mgr__json_fail(j, start, "not base64"); return none; }
     return mgr__str_make(scratch->at + from, len);
+}
+
+/* Milliseconds, as no descriptor can ask for more: what is written by hand must not overflow a sum. */
+static uint64_t mgr__json_span(mgr__json *j)
+{
+    uint64_t ms = mgr__json_u64(j);
+    return ms > UINT32_MAX ? UINT32_MAX : ms;
+}
+
+/* A string of its own in the arena; scratch is for decoding it. */
+static mgr__str mgr__json_kept(mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
+{
+    mgr__buf_clear(scratch);
+    return mgr__arena_str(arena, mgr__json_string(j, scratch));
 }
 
 /* True if the text was one value, all of it was read, and nothing was wrong. */
@@ -4427,13 +4441,6 @@ static bool mgr__marker_was_replaced(const mgr__marker *marker, const char *hash
     return false;
 }
 
-/* Milliseconds, as no descriptor can ask for more: what is written by hand must not overflow a sum. */
-static uint64_t mgr__json_span(mgr__json *j)
-{
-    uint64_t ms = mgr__json_u64(j);
-    return ms > UINT32_MAX ? UINT32_MAX : ms;
-}
-
 /* `hash` comes into force: it is no longer among the replaced, and the old one is. */
 static void mgr__marker_replace(mgr__marker *marker, const char *hash)
 {
@@ -4551,12 +4558,6 @@ static void mgr__member_write(const mgr__member *member, mgr__buf *out)
     for (size_t i = 0; i < member->refuse_count; i++) mgr__jw_str(&jw, member->refuses[i]);
     mgr__jw_array_end(&jw);
     mgr__jw_object_end(&jw);
-}
-
-static mgr__str mgr__json_kept(mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
-{
-    mgr__buf_clear(scratch);
-    return mgr__arena_str(arena, mgr__json_string(j, scratch));
 }
 
 static void mgr__member_read_refuses(mgr__member *member, mgr__json *j, mgr__buf *scratch, mgr__arena *arena)
@@ -5521,7 +5522,7 @@ typedef enum mgr__task {
     MGR__TASK_NODE, MGR__TASK_LOOK, MGR__TASK_REGISTER, MGR__TASK_SESSION, MGR__TASK_JOIN,
     MGR__TASK_SETTER, MGR__TASK_READ_SET, MGR__TASK_MISS_SET, MGR__TASK_RESTORE_SET,
     MGR__TASK_OWN_READ, MGR__TASK_OWN_WRITE, MGR__TASK_READ, MGR__TASK_MISSING, MGR__TASK_LOCK, MGR__TASK_UNLOCK, MGR__TASK_REWRITE,
-    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PART, MGR__TASK_PART_LOOK, MGR__TASK_WISH, MGR__TASK_PAUSE,
+    MGR__TASK_CERTIFY, MGR__TASK_DESTROY, MGR__TASK_DEREGISTER, MGR__TASK_PARTING, MGR__TASK_PARTING_LOOK, MGR__TASK_WISH, MGR__TASK_PAUSE,
     MGR__TASK_BURY, MGR__TASK_BURY_SERVICE, MGR__TASK_SWEEP_LIST, MGR__TASK_SWEEP, MGR__TASK_FENCE_BASE, MGR__TASK_SLOT
 } mgr__task;
 
@@ -5663,7 +5664,7 @@ typedef struct mgr__cluster {
     int64_t     rewrite_not_before;
     uint32_t    watch_failures, work_failures;
     int64_t     marker_not_before, slot_not_before;
-    bool        part_look;          /* what we know of our slot is out of date: look before we part */
+    bool        parting_look;          /* what we know of our slot is out of date: look before we part */
     uint64_t    outrun_index;       /* of the marker in the picture when a lock last failed on it, ... */
     uint32_t    outruns;            /* ... and how often in a row */
     bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
@@ -5728,13 +5729,17 @@ enum {
     MGR__CONFIRMS_PER_LEASE = 3,
     MGR__SETTLES_MAX = 4,           /* a joiner waits so many times its settle_ms for younger ones */
     MGR__BACKOFF_MIN_MS = 250, MGR__BACKOFF_MAX_MS = 8000,
-    MGR__SWEEP_MS = 600000,
+    MGR__CONFIRM_RETRY_MIN_MS = 50, MGR__CONFIRM_RETRY_MAX_MS = 1000,   /* or a tenth of the lease, in between */
+    MGR__CONFIRM_SOON_MS = 20,      /* what is being written is confirmed by that write, or then */
+    MGR__SWEEP_MS = 600000, MGR__SWEEP_FIRST_MS = 60000,
     MGR__RESTORE_SET_MS = 2000,     /* a set is put back by the first member; after so long, with jitter, by any */
-    MGR__MARKER_WAIT_MS = 20, MGR__LEAVE_EXTRA_MS = 2000,
+    MGR__MARKER_WAIT_MS = 20,
+    MGR__LEAVE_EXTRA_MS = 2000, MGR__LEAVE_LOOK_MS = 250,
+    MGR__BURY_JITTER_MS = 150,      /* of those who could bury a dead member one will be first */
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
     MGR__REWRITE_MS = 250,
-    MGR__BURY_AWAITED_MS = 150, MGR__BURY_MS = 300, MGR__BURY_SPREAD_MS = 1000,
+    MGR__BURY_MS = 300, MGR__BURY_SPREAD_MS = 1000,
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
     MGR__STILL_DELAYS = 2, MGR__STILL_SETTLES = 4, MGR__STILL_JITTER_MS = 500,   /* a breaker ends: so long nobody has come or gone */
     MGR__BREAKER_STILLS = 8,        /* or at last after so many times that, whoever comes and goes */
@@ -5850,7 +5855,7 @@ static int64_t mgr__cluster_round_ms(const mgr__cluster *c)
 }
 
 /* Twice as long each time, up to `most`. */
-static uint32_t mgr__cluster_pause_for(mgr__cluster *c, uint32_t times, int64_t most)
+static uint32_t mgr__cluster_doubled_ms(mgr__cluster *c, uint32_t times, int64_t most)
 {
     int64_t ms = MGR__BACKOFF_MIN_MS;
     for (uint32_t i = 1; i < times && ms < most; i++) ms *= 2;
@@ -5861,7 +5866,7 @@ static uint32_t mgr__cluster_pause_for(mgr__cluster *c, uint32_t times, int64_t 
  * return is soon noticed, and an outage costs it no more requests than a good day. */
 static uint32_t mgr__cluster_backoff(mgr__cluster *c, uint32_t failures)
 {
-    return mgr__cluster_pause_for(c, failures, mgr__min64(MGR__BACKOFF_MAX_MS, mgr__max64(MGR__BACKOFF_MIN_MS, mgr__cluster_round_ms(c))));
+    return mgr__cluster_doubled_ms(c, failures, mgr__min64(MGR__BACKOFF_MAX_MS, mgr__max64(MGR__BACKOFF_MIN_MS, mgr__cluster_round_ms(c))));
 }
 
 static void mgr__cluster_phase(mgr__cluster *c, mgr__phase phase, int64_t now)
@@ -6148,7 +6153,7 @@ static void mgr__part_give_back(const mgr__cluster *c, mgr__part *p, int64_t now
 }
 
 /* Are planned moves held? The map goes on saying who takes what has no holder. */
-static bool mgr__cluster_held(const mgr__cluster *c, int64_t now)
+static bool mgr__cluster_moves_held(const mgr__cluster *c, int64_t now)
 {
     const mgr__member *own = mgr__cluster_own(c);
     if (own && mgr__member_drains(own)) return false;       /* an explicit act */
@@ -6160,7 +6165,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
 {
     uint32_t moving = 0;
     if (!mgr__cluster_in_life(c)) return;
-    bool held = mgr__cluster_held(c, now);
+    bool paused = mgr__cluster_moves_held(c, now);
     for (size_t i = 0; i < c->part_count; i++) {
         mgr__part *p = c->parts[i];
         moving += p->in_set && (p->state == MGR__PART_RELEASING || p->state == MGR__PART_UNLOCKING);
@@ -6171,7 +6176,7 @@ static void mgr__cluster_follow_map(mgr__cluster *c, int64_t now)
         if (p->state != MGR__PART_ASSUMED) continue;
         if (c->phase == MGR__PHASE_LEAVING) mgr__part_release(c, p, "this instance leaves");
         else if (!p->in_set) mgr__part_release(c, p, "it is no longer in the partition set");
-        else if (!p->assigned && (!held || p->refused) && (!c->config.moves_max || moving < c->config.moves_max)) {
+        else if (!p->assigned && (!paused || p->refused) && (!c->config.moves_max || moving < c->config.moves_max)) {
             const char *why = p->unplaceable ? "this instance drains, and no other may take it" : "the map gives it to another instance";
             mgr__part_release(c, p, p->refused ? "refused by this instance" : why);
             moving++;
@@ -6319,7 +6324,7 @@ static void mgr__inquest_begin(mgr__inquest *q, const mgr__cluster *c, const mgr
 }
 
 /* Often while what was killed is dying; then as whoever waits for an id asks for it. */
-static int64_t mgr__inquest_pause_ms(const mgr__inquest *q, int64_t now)
+static int64_t mgr__inquest_again_ms(const mgr__inquest *q, int64_t now)
 {
     return now - q->since > MGR__PROVE_MS ? (int64_t)MGR__SETTER_POLL_MS : (int64_t)MGR__PROVE_AGAIN_MS;
 }
@@ -6329,7 +6334,7 @@ static bool mgr__cluster_inquire(mgr__cluster *c, mgr__inquest *q, const mgr__me
 {
     if (!q->open) return false;
     if (q->asked_at && now - q->since > MGR__PROVE_MS && !m->alive) { q->open = false; return false; }
-    if (q->asked_at && now - q->asked_at < mgr__inquest_pause_ms(q, now)) return true;
+    if (q->asked_at && now - q->asked_at < mgr__inquest_again_ms(q, now)) return true;
     q->asked_at = now;
     mgr__action *action = mgr__cluster_act(c, MGR__ACT_PROVE);
     mgr__copy_text(action->instance, sizeof action->instance, mgr__str_of(q->life));
@@ -6352,7 +6357,7 @@ static bool mgr__cluster_has_witness(const mgr__cluster *c, const mgr__member *d
 static int64_t mgr__cluster_bury_pause(mgr__cluster *c, const mgr__member *dead, bool provable)
 {
     bool awaited = provable || dead->grace_ms;
-    int64_t pause = awaited ? mgr__rng_below(&c->rng, MGR__BURY_AWAITED_MS) : MGR__BURY_MS + mgr__rng_below(&c->rng, MGR__BURY_SPREAD_MS);
+    int64_t pause = awaited ? mgr__rng_below(&c->rng, MGR__BURY_JITTER_MS) : MGR__BURY_MS + mgr__rng_below(&c->rng, MGR__BURY_SPREAD_MS);
     return mgr__cluster_has_witness(c, dead) ? pause + MGR__PROVE_MS : pause;
 }
 
@@ -6814,7 +6819,8 @@ static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const m
     if (a->outcome == MGR__OUTCOME_CONFLICT) { mgr__cluster_confirm_conflict(c, e, a, now); return; }
     if (a->outcome != MGR__OUTCOME_OK) {
         c->round_open = false;
-        c->next_round = now + mgr__cluster_jitter(c, (uint32_t)mgr__max64(50, mgr__min64(1000, c->config.lease_ms / 10)));
+        int64_t retry_ms = mgr__max64(MGR__CONFIRM_RETRY_MIN_MS, mgr__min64(MGR__CONFIRM_RETRY_MAX_MS, c->config.lease_ms / 10));
+        c->next_round = now + mgr__cluster_jitter(c, (uint32_t)retry_ms);
         return;
     }
     for (size_t i = 1; i < e->request.op_count; i++) {
@@ -6824,7 +6830,7 @@ static void mgr__cluster_confirm_answer(mgr__cluster *c, mgr__errand *e, const m
     if (mgr__cluster_round_complete(c)) mgr__cluster_round_done(c);
     else if (e->request.op_count == 1) {    /* all that is left is being written: see soon */
         c->round_open = false;
-        c->next_round = now + 20;
+        c->next_round = now + MGR__CONFIRM_SOON_MS;
     }
 }
 
@@ -7022,7 +7028,7 @@ static void mgr__cluster_wait_for(mgr__cluster *c, const mgr__member *holder, in
     c->look_at = mgr__min64(at, now + c->config.lease_ms);
     c->look_index = holder->modify_index;
     c->look_alive = holder->alive;
-    c->not_before = c->former.open ? mgr__min64(c->look_at, now + mgr__inquest_pause_ms(&c->former, now)) : c->look_at;
+    c->not_before = c->former.open ? mgr__min64(c->look_at, now + mgr__inquest_again_ms(&c->former, now)) : c->look_at;
 }
 
 /* False: it is time for another look, or worth one. */
@@ -7467,9 +7473,9 @@ static void mgr__cluster_member_step(mgr__cluster *c, int64_t now)
 
 /* Leaving, all work gone: certificate only if an unlock is not confirmed (and if it is true), then
  * our key, the session, the service. */
-static void mgr__cluster_ask_part(mgr__cluster *c, int64_t now)
+static void mgr__cluster_ask_parting(mgr__cluster *c, int64_t now)
 {
-    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PART, MGR__ASK_TXN);
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_PARTING, MGR__ASK_TXN);
     mgr__request *r = &e->request;
     bool all_released = true;
     for (size_t i = 0; i < c->part_count; i++) if (c->parts[i]->state != MGR__PART_IDLE || c->parts[i]->doubt_index) all_released = false;
@@ -7508,8 +7514,8 @@ static void mgr__cluster_work_lane(mgr__cluster *c, int64_t now)
     if (mgr__cluster_in_life(c)) mgr__cluster_member_step(c, now);
     else if (c->phase == MGR__PHASE_PARTING) {
         if (c->own_unclear) mgr__cluster_ask_own(c, now);
-        else if (c->part_look) mgr__cluster_ask_list(c, MGR__TASK_PART_LOOK, now);
-        else mgr__cluster_ask_part(c, now);
+        else if (c->parting_look) mgr__cluster_ask_list(c, MGR__TASK_PARTING_LOOK, now);
+        else mgr__cluster_ask_parting(c, now);
     } else mgr__cluster_enter_step(c, now);
 }
 
@@ -7719,7 +7725,7 @@ static void mgr__cluster_joined(mgr__cluster *c, mgr__errand *e, const mgr__answ
     c->next_round = e->sent_at + mgr__cluster_round_ms(c);
     c->round_open = c->renew_due = c->pass_due = false;
     c->next_audit = now + c->config.lease_ms;
-    c->next_sweep = now + mgr__cluster_jitter(c, 60000);
+    c->next_sweep = now + mgr__cluster_jitter(c, MGR__SWEEP_FIRST_MS);
     for (size_t i = 0; i < c->part_count; i++) { c->parts[i]->stale = true; c->parts[i]->doubt_index = 0; }
     mgr__cluster_phase(c, MGR__PHASE_MEMBER, now);
     mgr__cluster_act(c, MGR__ACT_LIFE);
@@ -7785,7 +7791,7 @@ static void mgr__cluster_set_answer(mgr__cluster *c, const mgr__answer *a, int64
 static void mgr__cluster_set_later(mgr__cluster *c, int64_t now)
 {
     c->misses++;
-    c->set_not_before = now + mgr__cluster_pause_for(c, c->misses, MGR__BACKOFF_MAX_MS);
+    c->set_not_before = now + mgr__cluster_doubled_ms(c, c->misses, MGR__BACKOFF_MAX_MS);
 }
 
 /* Its key was deleted or overwritten by hand. We say so at once, and read it again later. */
@@ -8060,17 +8066,17 @@ static bool mgr__cluster_slot_moved(const mgr__cluster *c, const mgr__errand *e,
            mgr__key_below(last->key, &c->root, "cluster/slots/", &rest);
 }
 
-static void mgr__cluster_part_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
+static void mgr__cluster_parting_looked(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
-    c->part_look = a->outcome != MGR__OUTCOME_OK;
-    if (!c->part_look) { mgr__cluster_see(c, a, now); return; }
+    c->parting_look = a->outcome != MGR__OUTCOME_OK;
+    if (!c->parting_look) { mgr__cluster_see(c, a, now); return; }
     if (now - c->phase_since > (int64_t)c->config.lease_ms) mgr__cluster_to_clean(c, true, now);
     else c->not_before = now + mgr__cluster_backoff(c, 1);
 }
 
-static void mgr__cluster_part_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
+static void mgr__cluster_parting_answer(mgr__cluster *c, const mgr__errand *e, const mgr__answer *a, int64_t now)
 {
-    if (mgr__cluster_slot_moved(c, e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) { c->part_look = true; return; }
+    if (mgr__cluster_slot_moved(c, e, a) && now - c->phase_since < (int64_t)c->config.lease_ms) { c->parting_look = true; return; }
     bool unclear = !mgr__answer_came(a);
     if (unclear && now - c->phase_since > (int64_t)c->config.lease_ms) { mgr__cluster_left(c, c->leave_result, now); return; }
     if (unclear) { c->own_unclear = true; c->not_before = now + mgr__cluster_backoff(c, 1); return; }
@@ -8101,8 +8107,8 @@ static void mgr__cluster_work_answer(mgr__cluster *c, mgr__errand *e, const mgr_
     case MGR__TASK_PAUSE: mgr__cluster_pause_answer(c, e, a, now); break;
     case MGR__TASK_BURY: case MGR__TASK_BURY_SERVICE: mgr__cluster_bury_answer(c, e, a); break;
     case MGR__TASK_SWEEP_LIST: mgr__cluster_sweep_answer(c, a); break;
-    case MGR__TASK_PART: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_answer(c, e, a, now); break;
-    case MGR__TASK_PART_LOOK: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_part_looked(c, a, now); break;
+    case MGR__TASK_PARTING: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_parting_answer(c, e, a, now); break;
+    case MGR__TASK_PARTING_LOOK: if (c->phase == MGR__PHASE_PARTING) mgr__cluster_parting_looked(c, a, now); break;
     case MGR__TASK_FENCE_BASE:
         if (a->outcome == MGR__OUTCOME_OK) break;
         mgr__cluster_trouble(c, a, "rewrite cluster/partitions", now);
@@ -8149,7 +8155,7 @@ static void mgr__cluster_watch_answer(mgr__cluster *c, const mgr__errand *e, con
     bool changed = a->index != c->watch_index || !c->have_picture;
     /* Held queries that come back at once with nothing new (a proxy?) must not make us spin. */
     if (!changed && now - e->sent_at < MGR__BACKOFF_MIN_MS)
-        c->watch_not_before = now + mgr__cluster_pause_for(c, ++c->watch_failures, MGR__BACKOFF_MAX_MS);
+        c->watch_not_before = now + mgr__cluster_doubled_ms(c, ++c->watch_failures, MGR__BACKOFF_MAX_MS);
     else c->watch_failures = 0;
     c->watch_index = a->index ? a->index : 1;
     if (!changed) return;
@@ -8405,7 +8411,7 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
         if (c->set_not_before > now && mgr__cluster_set_is_old(c)) at = mgr__min64(at, c->set_not_before);
     }
     if (!c->errands[MGR__LANE_WATCH].out && c->watch_not_before > now) at = mgr__min64(at, c->watch_not_before);
-    if (c->want_leave) at = mgr__min64(at, now + 250);
+    if (c->want_leave) at = mgr__min64(at, now + MGR__LEAVE_LOOK_MS);
     if (c->config.start_timeout_ms && !c->entered_once)
         at = mgr__min64(at, mgr__max64(now + 1, c->started_at + (int64_t)c->config.start_timeout_ms + 1));
     if (!mgr__cluster_in_life(c)) return at;
@@ -14082,7 +14088,11 @@ enum {
     MGR__SIDE_RETRY_MS = 2000,
     MGR__KEEPER_RETRY_MS = 1000,
     MGR__ALONE_LOOK_MS = 100,           /* guard and keeper are gone: we end their work ourselves */
+    MGR__WATCH_EXTRA_MS = 2000,         /* for the answer of a held query, beyond what Consul may add to its wait: a sixteenth */
+    MGR__TTL_EXTRA_MS = 2000,           /* of the instance's own check, beyond the delay */
     MGR__CHECK_POLL_MS = 1000,
+    MGR__CHECK_LOOK_MS = 50,            /* checks are looked at no more often */
+    MGR__CHECK_EXTRA_MS = 5000,         /* of a script's TTL in Consul, beyond two intervals and its timeout */
     MGR__VIEW_WAIT_MS_MAX = 600000,     /* Consul's own limit */
     MGR__PAUSE_TRIES = 10,              /* somebody else changes cluster/pause meanwhile */
     MGR__DELAY_STEP_MS = 1000,
@@ -14295,7 +14305,7 @@ static bool mgr__manager_build_request(void *arg, mgr__str host, mgr__buf *out)
 
 static int64_t mgr__manager_request_timeout(const mgr *m, const mgr__request *r)
 {
-    if (r->ask == MGR__ASK_WATCH) return (int64_t)r->wait_ms + r->wait_ms / 16 + 2000;
+    if (r->ask == MGR__ASK_WATCH) return (int64_t)r->wait_ms + r->wait_ms / 16 + MGR__WATCH_EXTRA_MS;
     if (r->lane == MGR__LANE_LEASE) return mgr__max64(500, (int64_t)m->cluster.config.lease_ms / 5);
     return MGR__REQUEST_TIMEOUT_MS;
 }
@@ -14339,7 +14349,7 @@ static mgr__str mgr__manager_service_body(mgr *m, mgr__request *r)
     mgr__jw_array(&jw);
     mgr__jw_object(&jw);
     char ttl[32];
-    snprintf(ttl, sizeof ttl, "%lums", (unsigned long)m->desc.delay_ms + 2000);
+    snprintf(ttl, sizeof ttl, "%lums", (unsigned long)m->desc.delay_ms + MGR__TTL_EXTRA_MS);
     mgr__jw_key(&jw, "CheckID"); mgr__jw_str(&jw, r->name);
     mgr__jw_key(&jw, "Name");    mgr__jw_text(&jw, "manager.h: the instance confirms its lease");
     mgr__jw_key(&jw, "TTL");     mgr__jw_text(&jw, ttl);
@@ -15185,7 +15195,8 @@ static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
     mgr__buf out;
     mgr__jw jw;
     char ttl[32];
-    uint64_t ttl_ms = check->script ? (uint64_t)check->check.interval_ms * 2 + check->check.timeout_ms + 5000 : check->check.ttl_ms;
+    uint64_t ttl_ms = check->check.ttl_ms;
+    if (check->script) ttl_ms = (uint64_t)check->check.interval_ms * 2 + check->check.timeout_ms + MGR__CHECK_EXTRA_MS;
     snprintf(ttl, sizeof ttl, "%llums", (unsigned long long)ttl_ms);
     mgr__buf_init(&out, &m->heap, 65536);
     mgr__jw_init(&jw, &out);
@@ -15421,8 +15432,9 @@ static int64_t mgr__manager_next_time(mgr *m, int64_t now)
     for (size_t i = 0; i < m->work_count; i++) if (m->works[i]->kill_at) at = mgr__min64(at, m->works[i]->kill_at);
     for (size_t i = 0; i < m->check_count; i++) {
         const mgr__check *check = m->checks[i];
-        at = mgr__min64(at, check->check.by_worker ? mgr__max64(now + 50, check->poll_at) : mgr__max64(now + 50, check->due_at));
-        if (check->proc) at = mgr__min64(at, mgr__max64(now + 50, check->proc->started_at + (int64_t)check->check.timeout_ms));
+        int64_t due = check->check.by_worker ? check->poll_at : check->due_at;
+        if (check->proc) due = mgr__min64(due, check->proc->started_at + (int64_t)check->check.timeout_ms);
+        at = mgr__min64(at, mgr__max64(now + MGR__CHECK_LOOK_MS, due));
     }
     if (m->side_not_before > now) at = mgr__min64(at, m->side_not_before);
     if (m->keeper_retry_at) at = mgr__min64(at, m->keeper_retry_at);
@@ -16619,7 +16631,7 @@ MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms)
     m->side.key = mgr__key_fixed(&m->side.arena, &m->cluster.root, "");
     m->side.index = index ? index : 1;
     m->side.wait_ms = (uint32_t)mgr__min64(timeout_ms, MGR__VIEW_WAIT_MS_MAX);
-    mgr__call(m, m->side.wait_ms + m->side.wait_ms / 16 + 2000);
+    mgr__call(m, (uint32_t)mgr__manager_request_timeout(m, &m->side));
     return mgr__manager_outcome_result(m, &m->call_answer, "waiting for a change");
 }
 

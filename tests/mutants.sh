@@ -248,7 +248,7 @@ mutant P2 lost_wake_up                  sim 'if (mgr__part_outrun(c, e->parts[i]
 mutant P2 deaf_to_releases              sim 'if (!holder || holder->modify_index != p->holder_index) p->stale = true;' ''
 
 # ---- pauses, slots ----
-mutant P6 moves_in_a_pause              sim 'bool held = mgr__cluster_held(c, now);' 'bool held = now < 0;'
+mutant P6 moves_in_a_pause              sim 'bool paused = mgr__cluster_moves_held(c, now);' 'bool paused = now < 0;'
 mutant P2 pause_holds_failures          sim 'bool known = mgr__marker_known(&c->picture.marker);' 'bool known = !c->picture.pause.exists;'
 mutant P2 endless_breaker               sim 'return c->picture.pause.exists && c->picture.pause.breaker && now >= mgr__cluster_breaker_end(c);' 'return now < 0;'
 mutant P2 breaker_of_a_crash_loop       test_cluster:crashes_over 'return mgr__min64(c->still_since + mgr__cluster_still_ms(c), mgr__cluster_breaker_most(c));' 'return c->still_since + mgr__cluster_still_ms(c);'

@@ -2520,7 +2520,7 @@ TEST(an_evict_makes_a_leave_one_for_good)
         if (when == 0) a->keeps_work = true;
         mgr__cluster_leave(&a->core);
         box_pump(w, a);
-        if (when == 1) hold(w, a, MGR__TASK_PART);
+        if (when == 1) hold(w, a, MGR__TASK_PARTING);
         else run(w, 500);
         CHECK_INT(a->alive, when < 2);
         CHECK_INT(works_count(b), 2);
