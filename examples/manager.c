@@ -275,16 +275,7 @@ static bool number_in(const char *value, unsigned long low, unsigned long high, 
     return *out >= low && *out <= high;
 }
 
-static const char *set_weight(options *o, void *field, const char *value)
-{
-    unsigned long number;
-    (void)o;
-    if (!number_in(value, 1, 65535, &number)) return "is no number from 1 to 65535";
-    *(uint32_t *)field = (uint32_t)number;
-    return NULL;
-}
-
-static const char *set_moves(options *o, void *field, const char *value)
+static const char *set_number(options *o, void *field, const char *value)
 {
     unsigned long number;
     (void)o;
@@ -396,9 +387,12 @@ static const char *set_directory(options *o, void *field, const char *value)
 static const char *set_path(options *o, void *field, const char *value)
 {
     char here[PATH_MAX];
-    text path = {0};
+    text path = { NULL, 0, 0, false };
     if (!value[0]) return "is empty";
-    if (value[0] != '/' && !getcwd(here, sizeof here)) { snprintf(o->fault, sizeof o->fault, "is relative to a directory that is gone: %s", strerror(errno)); return o->fault; }
+    if (value[0] != '/' && !getcwd(here, sizeof here)) {
+        snprintf(o->fault, sizeof o->fault, "is relative to a directory that is gone: %s", strerror(errno));
+        return o->fault;
+    }
     if (value[0] == '/') text_add(&path, value);
     else text_format(&path, "%s/%s", here, value);
     list_add(&o->kept, path.at, path.len);
@@ -421,13 +415,15 @@ static const char *list_item(options *o, list *l, const char *item, size_t len)
     const char *dots = strstr(item, "..");
     if (!len) return "has an empty name";
     if (!dots || dots + 2 > item + len) { list_add(l, item, len); return NULL; }
-    size_t low_len = (size_t)(dots - item);
-    if (low_len == 0 || low_len + 2 == len || strspn(item, "0123456789") != low_len || strspn(dots + 2, "0123456789") != len - low_len - 2) {
-        snprintf(o->fault, sizeof o->fault, "has \"%.*s\", which is no range: say 0..15, or put such names in an @FILE", (int)(len < 60 ? len : 60), item);
+    size_t low_len = (size_t)(dots - item), high_len = len - low_len - 2;
+    bool numbers = strspn(item, "0123456789") == low_len && strspn(dots + 2, "0123456789") == high_len;
+    if (!low_len || !high_len || !numbers) {
+        snprintf(o->fault, sizeof o->fault, "has \"%.*s\", which is no range: say 0..15, or put such names in an @FILE",
+                 (int)(len < 60 ? len : 60), item);
         return o->fault;
     }
-    if ((*item == '0' && low_len > 1) || (dots[2] == '0' && len - low_len > 3)) return "has a range with leading zeros: say 0..15";
-    if (low_len > 9 || len - low_len > 11) return "has a number of more than nine digits";
+    if ((*item == '0' && low_len > 1) || (dots[2] == '0' && high_len > 1)) return "has a range with leading zeros: say 0..15";
+    if (low_len > 9 || high_len > 9) return "has a number of more than nine digits";
     unsigned long low = strtoul(item, NULL, 10), high = strtoul(dots + 2, NULL, 10);
     if (low > high) return "has a range that runs backwards: say 0..15";
     if (high - low >= MGR_PARTITION_COUNT_MAX) {
@@ -512,37 +508,53 @@ static const option OPTIONS[] = {
     {"partitions", 'p', "LIST", RUN, set_list, AT(partitions), "the partition set; without it, the one that stands"},
     {"partitions", 'p', "LIST", DEV, set_list, AT(partitions), "the partition set; required without --consul, whose agent may have one"},
     {"partitions", 'p', "LIST", PLAN, set_list, AT(partitions), "as if this were the partition set; without it, the one that stands"},
-    {"placement", 0, "POLICY", RUN | DEV, set_placement, AT(placement), "rush or slots: of a first set; one that stands is followed. Default rush"},
-    {"placement", 0, "POLICY", PARTITIONS, set_placement, AT(placement), "rush or slots: how they are placed from now on; default as before"},
-    {"placement", 0, "POLICY", PLAN, set_placement, AT(placement), "as if they were placed by rush or slots; without it, as the service is"},
+    {"placement", 0, "POLICY", RUN | DEV, set_placement, AT(placement),
+     "rush or slots: of a first set; one that stands is followed. Default rush"},
+    {"placement", 0, "POLICY", PARTITIONS, set_placement, AT(placement),
+     "rush or slots: how they are placed from now on; default as before"},
+    {"placement", 0, "POLICY", PLAN, set_placement, AT(placement),
+     "as if they were placed by rush or slots; without it, as the service is"},
     {"count", 'n', "INSTANCES", DEV, set_dev_count, AT(dev_count), "how many instances; default 3"},
-    {"once", 0, NULL, RUN | DEV, set_flag, AT(once), "do not restart COMMAND when it ends; it runs again where the partition moves to, or its instance is restarted"},
+    {"once", 0, NULL, RUN | DEV, set_flag, AT(once),
+     "do not restart COMMAND when it ends; it runs again where the partition moves to, or its instance is restarted"},
     {"shell", 0, NULL, RUN | DEV, set_flag, AT(shell), "COMMAND is one argument, for sh -c; nothing in it is replaced"},
     {"directory", 0, "DIR", RUN | DEV, set_directory, AT(directory), "where COMMAND starts; default: the directory this is called in"},
-    {"weight", 0, "NUMBER", RUN, set_weight, AT(weight), "share of the work against other instances; default 1"},
-    {"moves-max", 0, "NUMBER", RUN | DEV, set_moves, AT(moves_max), "hand over at most so many partitions at a time; default no limit"},
-    {"breaker", 0, "PERCENT", RUN | DEV, set_breaker, AT(breaker_percent), "when more than this share of the instances vanishes at once, hold planned moves until all is still; none: never; default 50"},
+    {"weight", 0, "NUMBER", RUN, set_number, AT(weight), "share of the work against other instances; default 1"},
+    {"moves-max", 0, "NUMBER", RUN | DEV, set_number, AT(moves_max), "hand over at most so many partitions at a time; default no limit"},
+    {"breaker", 0, "PERCENT", RUN | DEV, set_breaker, AT(breaker_percent),
+     "when more than this share of the instances vanishes at once, hold planned moves until all is still; none: never; default 50"},
     {"service-name", 0, "NAME", RUN | DEV, set_text, AT(service_name), "what Consul shows; default: the id"},
     {"tag", 0, "TAG", RUN | DEV, set_one_more, AT(tags), "of the Consul service; may be repeated"},
     {"stop-signal", 0, "SIGNAL", RUN | DEV, set_signal, AT(stop_signal), "polite stop of COMMAND; default TERM"},
-    {"stop-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(stop_grace_ms), "from the polite stop to SIGKILL; default a third of the lease"},
+    {"stop-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(stop_grace_ms),
+     "from the polite stop to SIGKILL; default a third of the lease"},
     {"lease", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(lease_ms), "how long to go on without a confirmation; default 15s"},
-    {"delay", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(delay_ms), "how long others wait for a death nobody proved; default the lease and a margin: 16s"},
+    {"delay", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(delay_ms),
+     "how long others wait for a death nobody proved; default the lease and a margin: 16s"},
     {"ttl", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(ttl_ms), "of the Consul session; default 15s, at least 10s"},
-    {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms), "keep the share of an instance that died, or was restarted, for its return; default none"},
+    {"rejoin-grace", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(rejoin_grace_ms),
+     "keep the share of an instance that died, or was restarted, for its return; default none"},
     {"settle", 0, "DURATION", RUN | DEV | TIMINGS, set_duration, AT(settle_ms), "a joiner waits so long before it takes part; default 1s"},
-    {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate), "auto, none, cgroup, or pidns (COMMAND sees other pids): what keeps a worker's processes together; default auto"},
-    {"run-dir", 0, "DIR", RUN | DEV, set_path, AT(run_dir), "directory for life files, so that a restart on this host need not wait the delay: mode 0700 and ours, below none that others can write to, else refused; default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID, and without proof where none will do"},
-    {"start-timeout", 0, "DURATION", RUN | DEV, set_duration, AT(start_timeout_ms), "give up when the cluster is not entered by then; default never"},
-    {"check-script", 0, "COMMAND", RUN | DEV, set_text, AT(check_script), "sh -c COMMAND a partition: exit 0 passes, 1 warns, else it goes to another instance"},
+    {"isolate", 0, "HOW", RUN | DEV, set_isolate, AT(isolate),
+     "auto, none, cgroup, or pidns (COMMAND sees other pids): what keeps a worker's processes together; default auto"},
+    {"run-dir", 0, "DIR", RUN | DEV, set_path, AT(run_dir),
+     "directory for life files, so that a restart on this host need not wait the delay: "
+     "mode 0700 and ours, below none that others can write to, else refused; "
+     "default XDG_RUNTIME_DIR, /run/manager or /tmp/manager-UID, and without proof where none will do"},
+    {"start-timeout", 0, "DURATION", RUN | DEV, set_duration, AT(start_timeout_ms),
+     "give up when the cluster is not entered by then; default never"},
+    {"check-script", 0, "COMMAND", RUN | DEV, set_text, AT(check_script),
+     "sh -c COMMAND a partition: exit 0 passes, 1 warns, else it goes to another instance"},
     {"check-interval", 0, "DURATION", RUN | DEV, set_duration, AT(check_interval_ms), "between two runs of the script; default 10s"},
-    {"check-ttl", 0, "DURATION", RUN | DEV, set_duration, AT(check_ttl_ms), "COMMAND has to PUT /v1/agent/check/pass/$MANAGER_CHECK_ID so often, else it goes to another instance"},
+    {"check-ttl", 0, "DURATION", RUN | DEV, set_duration, AT(check_ttl_ms),
+     "COMMAND has to PUT /v1/agent/check/pass/$MANAGER_CHECK_ID so often, else it goes to another instance"},
     {"log-format", 0, "FORMAT", RUN | DEV, set_log_format, AT(log_json), "text or json: event lines on stderr"},
     {"config", 0, "FILE", RUN | DEV | TIMINGS, set_text, AT(config), "lines `option = value`, long names; the command line wins"},
     {"instances", 0, "LIST", PLAN, set_list, AT(instances), "ID[:WEIGHT]...: plan on paper, for these instead of a running service"},
     {"add", 0, "ID[:WEIGHT]", PLAN, set_one_more, AT(add), "as if this instance joined; may be repeated"},
     {"remove", 0, "ID", PLAN, set_one_more, AT(remove), "as if this instance left; may be repeated"},
-    {"weight", 0, "ID=WEIGHT", PLAN, set_one_more, AT(reweigh), "as if this instance had that weight; refused for one that is draining; may be repeated"},
+    {"weight", 0, "ID=WEIGHT", PLAN, set_one_more, AT(reweigh),
+     "as if this instance had that weight; refused for one that is draining; may be repeated"},
     {"reason", 0, "TEXT", PAUSE, set_text, AT(reason), "why, for those who look"},
     {"json", 0, NULL, STATUS | PLAN | TIMINGS, set_flag, AT(json), "one line of JSON instead of a table"},
     {"watch", 0, NULL, STATUS, set_flag, AT(watch), "show it again whenever it changes"},
@@ -607,7 +619,8 @@ static void say(const program *p, const char *format, ...)
 static const option *option_named(unsigned commands, const char *name, size_t len)
 {
     for (size_t i = 0; i < OPTION_COUNT; i++)
-        if ((OPTIONS[i].commands & commands) && strlen(OPTIONS[i].name) == len && memcmp(OPTIONS[i].name, name, len) == 0) return &OPTIONS[i];
+        if ((OPTIONS[i].commands & commands) && strlen(OPTIONS[i].name) == len && memcmp(OPTIONS[i].name, name, len) == 0)
+            return &OPTIONS[i];
     return NULL;
 }
 
@@ -668,7 +681,8 @@ static void shell_warning(const program *p)
 {
     for (size_t i = 0; i < REPLACED_COUNT; i++)
         if (p->opt.shell && strstr(p->words[0], REPLACED[i].braces))
-            say(p, "warning: --shell replaces nothing, so %s stays as it is: write \"$%s\" instead", REPLACED[i].braces, REPLACED[i].variable);
+            say(p, "warning: --shell replaces nothing, so %s stays as it is: write \"$%s\" instead",
+                REPLACED[i].braces, REPLACED[i].variable);
 }
 
 static int parse_words(program *p)
@@ -791,7 +805,8 @@ typedef struct field_word { const char *field, *word, *unit; } field_word;
 
 static const field_word FIELD_WORDS[] = {
     {"lease_ms", "--lease", "ms"}, {"delay_ms", "--delay", "ms"}, {"stop_grace_ms", "--stop-grace", "ms"},
-    {"breaker_percent", "--breaker", ""}, {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"}, {"rejoin_grace_ms", "--rejoin-grace", "ms"},
+    {"breaker_percent", "--breaker", ""}, {"session_ttl_ms", "--ttl", "ms"}, {"settle_ms", "--settle", "ms"},
+    {"rejoin_grace_ms", "--rejoin-grace", "ms"},
     {"start_timeout_ms", "--start-timeout", "ms"}, {"consul_token_file", "--token-file", ""}, {"consul_addr", "--consul", ""},
     {"kv_prefix", "--prefix", ""}, {"service_id", "service", ""}, {"service_name", "--service-name", ""},
     {"instance_id", "instance", ""}, {"weight", "--weight", ""}, {"run_dir", "--run-dir", ""}
@@ -1103,7 +1118,8 @@ static void view_partitions(text *out, const mgr_view *view)
 /* "paused by web1 since 2026-11-24T12:00:00Z: deploy", without an end of line. */
 static void pause_text(text *out, const mgr_view *view)
 {
-    text_format(out, "paused by %s%s", view->breaker ? "the circuit breaker of " : "", *view->paused_by ? view->paused_by : "somebody unknown");
+    text_format(out, "paused by %s%s",
+                view->breaker ? "the circuit breaker of " : "", *view->paused_by ? view->paused_by : "somebody unknown");
     if (*view->paused_since) text_format(out, " since %s", view->paused_since);
     if (*view->paused_reason) text_format(out, ": %s", view->paused_reason);
 }
@@ -1180,9 +1196,11 @@ static void view_json(text *out, const mgr_view *view)
         text_add(out, n ? ",{\"id\":" : "{\"id\":");
         text_json(out, i->id);
         if (view->placement == MGR_PLACEMENT_SLOTS) text_format(out, ",\"slot\":%u", (unsigned)i->slot);
-        text_format(out, ",\"alive\":%s,\"away\":%s,\"weight\":%u,\"joining\":%s,\"draining\":%s,\"evicting\":%s,\"joined\":%llu,\"owned\":%u,\"lease_ms\":%u,\"delay_ms\":%u,\"node\":",
+        text_format(out, ",\"alive\":%s,\"away\":%s,\"weight\":%u,\"joining\":%s,\"draining\":%s,\"evicting\":%s",
                     json_bool(i->alive), json_bool(is_away(view, i)), (unsigned)i->weight, json_bool(i->joining), json_bool(i->draining),
-                    json_bool(i->evicting), (unsigned long long)i->joined, (unsigned)i->owned, (unsigned)i->lease_ms, (unsigned)i->delay_ms);
+                    json_bool(i->evicting));
+        text_format(out, ",\"joined\":%llu,\"owned\":%u,\"lease_ms\":%u,\"delay_ms\":%u,\"node\":",
+                    (unsigned long long)i->joined, (unsigned)i->owned, (unsigned)i->lease_ms, (unsigned)i->delay_ms);
         text_json(out, i->node ? i->node : "");
         text_add(out, ",\"isolate\":");
         text_json(out, i->isolate ? i->isolate : "");
@@ -1756,10 +1774,14 @@ static void say_unconverged(const program *p, const mgr_view *view, const char *
         if (!first) first = q;
         count++;
     }
-    if (!census_of(view).alive) { say(p, "service %s is not converged after %s: no instance is alive; start one with manager run -s %s -- COMMAND", p->opt.service, after, p->opt.service); return; }
-    if (!first) { say(p, "service %s is not converged after %s; see manager status -s %s", p->opt.service, after, p->opt.service); return; }
-    say(p, "service %s is not converged after %s: %zu of %zu partition%s not held by the instance assigned to; see manager why -s %s %s",
-        p->opt.service, after, count, view->partition_count, view->partition_count == 1 ? "" : "s", p->opt.service, first->name);
+    if (!census_of(view).alive)
+        say(p, "service %s is not converged after %s: no instance is alive; start one with manager run -s %s -- COMMAND",
+            p->opt.service, after, p->opt.service);
+    else if (!first) say(p, "service %s is not converged after %s; see manager status -s %s", p->opt.service, after, p->opt.service);
+    else
+        say(p, "service %s is not converged after %s: %zu of %zu partition%s not held by the instance assigned to; "
+            "see manager why -s %s %s",
+            p->opt.service, after, count, view->partition_count, view->partition_count == 1 ? "" : "s", p->opt.service, first->name);
 }
 
 static void print_converged(const mgr_view *view)
@@ -1831,7 +1853,8 @@ static void why_on_its_way(text *out, const mgr_view *view, const mgr_view_parti
 {
     const mgr_view_instance *taker = instance_in(view, q->assigned), *loser = instance_in(view, q->last_owner);
     if (!q->owner && taker && !taker->alive) {
-        text_format(out, "%s is away, and its share is kept for its return (--rejoin-grace): if it is not back in time, another takes it over; manager drain -s %s %s gives it away now",
+        text_format(out, "%s is away, and its share is kept for its return (--rejoin-grace): "
+                    "if it is not back in time, another takes it over; manager drain -s %s %s gives it away now",
                     taker->id, view->service_id, taker->id);
         if (q->lost) text_add(out, ". Nobody has proven that its work is dead, so whoever takes it waits the delay");
         if (q->lost && *q->lost_why) text_format(out, " (its host looked for a proof: %s)", q->lost_why);
@@ -1860,14 +1883,17 @@ static void why_reason(text *out, const mgr_view *view, const mgr_view_partition
     } else if (q->ended) {
         text_format(out, "its command was to run once (--once), and has ended%s%s", *q->last_exit ? ": " : "", q->last_exit);
     } else if (unable) {
-        text_format(out, "its program cannot be started on %s: %s; look at COMMAND, the PATH and the --directory that manager run was given there, and at its log",
-                    where, unable);
+        text_format(out, "its program cannot be started on %s: %s; look at COMMAND, the PATH and the --directory "
+                    "that manager run was given there, and at its log", where, unable);
     } else if (same(q->owner, q->assigned) && q->owner && !same(q->assigned, q->mapped)) {
-        text_format(out, "%s keeps it while the service is paused; then the map moves it to %s; ", q->owner, q->mapped ? q->mapped : "nobody");
+        text_format(out, "%s keeps it while the service is paused; then the map moves it to %s; ",
+                    q->owner, q->mapped ? q->mapped : "nobody");
         pause_text(out, view);
     } else if (same(q->owner, q->assigned) && q->owner) {
         text_format(out, "the map gives it to %s, which holds its lock and works on it", q->assigned);
-        if (q->attempts > 1) text_format(out, "; its process has ended and was started again, %u time%s so far: its stderr says why", (unsigned)q->attempts - 1, q->attempts == 2 ? "" : "s");
+        if (q->attempts > 1)
+            text_format(out, "; its process has ended and was started again, %u time%s so far: its stderr says why",
+                        (unsigned)q->attempts - 1, q->attempts == 2 ? "" : "s");
     } else if (q->assigned) {
         why_on_its_way(out, view, q);
     }
@@ -1961,7 +1987,9 @@ static int cmd_partitions(program *p)
         text_add(&done, " now");
     }
     if (p->opt.placement) text_format(&done, "%s is placed by %s now", names.count ? ", and" : "", placement_word(p->opt.placement));
-    if (!code && is_new(m)) text_format(&done, "; it is a new service: no instance was ever there, start one with manager run -s %s -- COMMAND", p->opt.service);
+    if (!code && is_new(m))
+        text_format(&done, "; it is a new service: no instance was ever there, start one with manager run -s %s -- COMMAND",
+                    p->opt.service);
     if (!code) code = admin_done(p, m, partitions_set(p, m, &names), text_of(&done));
     text_free(&done);
     list_free(&names);
@@ -1982,15 +2010,19 @@ static bool others_take(mgr *m, const char *id)
 static int drain(program *p, bool on)
 {
     mgr *m = NULL;
-    char done[700];
+    text done = { NULL, 0, 0, false };
     int code = observe(p, &m);
     if (code) return code;
     bool others = !on || others_take(m, p->words[0]);
-    snprintf(done, sizeof done, !on ? "%s of %s takes work again; manager wait -s %s says when it has it"
-                              : others ? "%s of %s hands everything over; manager wait -s %s says when that is done"
-                              : "%s of %s drains, but nothing can take over: its work stops, and manager wait -s %s will not succeed until another instance joins",
-             p->words[0], p->opt.service, p->opt.service);
-    return admin_done(p, m, mgr_wish_drain(m, p->words[0], on), done);
+    text_format(&done, "%s of %s ", p->words[0], p->opt.service);
+    if (!on) text_format(&done, "takes work again; manager wait -s %s says when it has it", p->opt.service);
+    else if (others) text_format(&done, "hands everything over; manager wait -s %s says when that is done", p->opt.service);
+    else
+        text_format(&done, "drains, but nothing can take over: its work stops, and manager wait -s %s will not succeed "
+                           "until another instance joins", p->opt.service);
+    code = admin_done(p, m, mgr_wish_drain(m, p->words[0], on), text_of(&done));
+    text_free(&done);
+    return code;
 }
 
 static int cmd_drain(program *p) { return drain(p, true); }
@@ -2000,7 +2032,7 @@ static int pause_or_resume(program *p, bool on)
 {
     mgr *m = NULL;
     mgr_view *view = NULL;
-    char done[600];
+    text done = { NULL, 0, 0, false };
     int code = observe(p, &m);
     if (code) return code;
     mgr_result result = view_read(m, READ_TIMEOUT_MS, &view);
@@ -2008,12 +2040,17 @@ static int pause_or_resume(program *p, bool on)
     bool already = on ? view->paused && !view->breaker : !view->paused;
     bool news = on && already && p->opt.reason && p->opt.reason[0] && strcmp(p->opt.reason, view->paused_reason) != 0;
     mgr_view_free(m, view);
-    snprintf(done, sizeof done, news ? "%s is paused already: the reason was replaced; see manager status -s %s"
-                              : already ? on ? "%s is paused already: see manager status -s %s" : "%s is not paused; see manager status -s %s"
-                              : on ? "%s is paused: only failures and explicit commands move anything; manager resume -s %s ends it"
-                              : "%s goes on; manager wait -s %s says when every partition is where the map wants it",
-             p->opt.service, p->opt.service);
-    return admin_done(p, m, already && !news ? MGR_OK : mgr_pause(m, on, p->opt.reason), done);
+    const char *service = p->opt.service;
+    if (news) text_format(&done, "%s is paused already: the reason was replaced; see manager status -s %s", service, service);
+    else if (already && on) text_format(&done, "%s is paused already: see manager status -s %s", service, service);
+    else if (already) text_format(&done, "%s is not paused; see manager status -s %s", service, service);
+    else if (on)
+        text_format(&done, "%s is paused: only failures and explicit commands move anything; manager resume -s %s ends it",
+                    service, service);
+    else text_format(&done, "%s goes on; manager wait -s %s says when every partition is where the map wants it", service, service);
+    code = admin_done(p, m, already && !news ? MGR_OK : mgr_pause(m, on, p->opt.reason), text_of(&done));
+    text_free(&done);
+    return code;
 }
 
 static int cmd_pause(program *p) { return pause_or_resume(p, true); }
@@ -2110,7 +2147,8 @@ static bool roster_fits(const program *p, const roster *r, mgr_placement placeme
         if (!member->weight) continue;
         if (!first) first = member;
         if (member->weight == first->weight) continue;
-        say(p, "placement slots is for equal weights: %s has %u, %s has %u", first->id, (unsigned)first->weight, member->id, (unsigned)member->weight);
+        say(p, "placement slots is for equal weights: %s has %u, %s has %u",
+            first->id, (unsigned)first->weight, member->id, (unsigned)member->weight);
         return false;
     }
     return true;
@@ -2132,11 +2170,17 @@ static bool roster_reweigh(const program *p, roster *r, char *word)
 {
     char *sign = strrchr(word, '=');
     unsigned long weight;
-    if (!sign || !number_in(sign + 1, 1, 65535, &weight)) { say(p, "--weight %s: not of the form ID=WEIGHT, the weight from 1 to 65535", word); return false; }
+    if (!sign || !number_in(sign + 1, 1, 65535, &weight)) {
+        say(p, "--weight %s: not of the form ID=WEIGHT, the weight from 1 to 65535", word);
+        return false;
+    }
     *sign = 0;
     size_t at = roster_find(r, word);
     if (at == r->count) { say(p, "--weight %s: there is no such instance", word); return false; }
-    if (!r->members[at].weight) { say(p, "--weight %s=%lu: the instance is draining, and takes nothing whatever its weight: manager undrain first", word, weight); return false; }
+    if (!r->members[at].weight) {
+        say(p, "--weight %s=%lu: the instance is draining, and takes nothing whatever its weight: manager undrain first", word, weight);
+        return false;
+    }
     r->members[at].weight = (uint32_t)weight;
     return true;
 }
@@ -2365,7 +2409,8 @@ static void plan_summary(text *out, const plan *x)
     if (then) plan_spread(out, &x->after);
     else text_add(out, "none takes any");
     text_add(out, " then");
-    if (x->after.placement != x->before.placement || x->after.placement == MGR_PLACEMENT_SLOTS) text_format(out, "; placed by %s", placement_word(x->after.placement));
+    mgr_placement placement = x->after.placement;
+    if (placement != x->before.placement || placement == MGR_PLACEMENT_SLOTS) text_format(out, "; placed by %s", placement_word(placement));
     text_add(out, "\n");
 }
 
@@ -2397,7 +2442,9 @@ static void plan_away(const program *p, text *out, const plan *x, const mgr_view
         const mgr_view_instance *v = &view->instances[i];
         bool asked = roster_find(&x->after.roster, v->id) < x->after.roster.count;
         for (size_t n = 0; n < p->opt.remove.count; n++) asked = asked || same(p->opt.remove.names[n], v->id);
-        if (!asked && is_away(view, v)) text_format(out, "%s is away, and counted as gone; its share is kept for its return: --add %s counts it as back\n", v->id, v->id);
+        if (!asked && is_away(view, v))
+            text_format(out, "%s is away, and counted as gone; its share is kept for its return: --add %s counts it as back\n",
+                        v->id, v->id);
     }
 }
 
@@ -2410,7 +2457,8 @@ static int plan_show(program *p, plan *x, const mgr_view *view)
     if (code == EXIT_OK && !p->opt.json && view) plan_away(p, &out, x, view);
     if (code == EXIT_OK && !p->opt.json && view && view->paused) {
         pause_text(&out, view);
-        text_format(&out, "; nothing of this moves before manager resume -s %s, unless what has it fails, drains or leaves\n", p->opt.service);
+        text_format(&out, "; nothing of this moves before manager resume -s %s, unless what has it fails, drains or leaves\n",
+                    p->opt.service);
     }
     print_text(&out);
     text_free(&out);
@@ -2488,7 +2536,7 @@ typedef struct failure { const char *name; unsigned failover, overlap; const cha
 
 static const failure FAILURES[] = {
     {"worker dies", BACKOFF | KILL_MARGIN, 0,
-     "its own instance starts it again, once all it had begun is dead; while it keeps dying the pause doubles, up to 60s"},
+     "its own instance starts it again, once all it had begun is dead; while it keeps dying the back-off doubles, up to 60s"},
     {"manager killed", GRACE | KILL_MARGIN | REJOIN | CONSUL, 0,
      "its keeper stops the workers, proves them dead and gives them up"},
     {"manager frozen", LEASE | KILL_MARGIN | REJOIN | CONSUL, 0,
@@ -2537,7 +2585,8 @@ static const failure FAILURES[] = {
      "on waking, workers may go on for what was left of the lease: pass MANAGER_FENCE to what they write to. "
      "With manager, keeper and guard frozen, but not the workers, these go on until one of the three does"},
     {"host frozen for less than its lease", WITHOUT_END | GRACE | KILL_MARGIN | SETTLE | CONSUL, 0,
-     "nothing moves if two thirds of the lease, less the polite stop and half the kill margin, cover it; else the work stops, and starts again"},
+     "nothing moves if two thirds of the lease, less the polite stop and half the kill margin, cover it; "
+     "else the work stops, and starts again"},
     {"agent stops politely", DELAY | CONSUL, 0,
      "its sessions end at once; without an agent nobody can prove the workers dead"},
     {"agent killed", DETECT | DELAY | CONSUL, 0,
@@ -2626,8 +2675,8 @@ static int64_t terms_ms(const settings *s, unsigned terms)
 static void terms_words(text *out, const settings *s, unsigned terms)
 {
     static const char *const WORDS[TERM_COUNT] = {
-        "first pause", "downtime", "silence", "confirmation", "lease", "stop grace", "kill margin", "detection", "check TTL", "delay", "rejoin grace",
-        "election", "settle", "consul"
+        "back-off", "downtime", "silence", "confirmation", "lease", "stop grace", "kill margin", "detection", "check TTL",
+        "delay", "rejoin grace", "election", "settle", "consul"
     };
     const char *plus = "";
     for (unsigned i = 0; i < TERM_COUNT && !nothing_stops(s, terms); i++) {
@@ -2661,7 +2710,8 @@ static void settings_of(settings *s, const options *o, uint32_t lease_ms, uint32
 static void timings_json(text *out, const settings *s)
 {
     text_format(out, "{\"settings\":{\"lease_ms\":%lld,\"delay_ms\":%lld,\"kill_margin_ms\":%lld,\"stop_grace_ms\":%lld,"
-                "\"session_ttl_ms\":%lld,\"rejoin_grace_ms\":%lld,\"settle_ms\":%lld,\"detection_ms\":%d,\"election_ms\":%d,\"consul_ms\":%d},\"failures\":[",
+                "\"session_ttl_ms\":%lld,\"rejoin_grace_ms\":%lld,\"settle_ms\":%lld,"
+                "\"detection_ms\":%d,\"election_ms\":%d,\"consul_ms\":%d},\"failures\":[",
                 (long long)s->lease_ms, (long long)s->delay_ms, (long long)s->margin_ms, (long long)s->grace_ms,
                 (long long)s->ttl_ms, (long long)s->rejoin_ms, (long long)s->settle_ms, DETECT_MS, ELECTION_MS, CONSUL_MS);
     for (size_t i = 0; i < FAILURE_COUNT; i++) {
@@ -2677,11 +2727,13 @@ static void timings_json(text *out, const settings *s)
 
 static void timings_settings(text *out, const settings *s)
 {
-    static const char *const WORDS[] = { "lease", "delay", "kill margin", "stop grace", "rejoin grace", "settle", "detection", "election", "consul" };
-    const int64_t values[] = { s->lease_ms, s->delay_ms, s->margin_ms, s->grace_ms, s->rejoin_ms, s->settle_ms, DETECT_MS, ELECTION_MS, CONSUL_MS };
-    for (size_t i = 0; i < sizeof WORDS / sizeof *WORDS; i++) {
-        text_format(out, "%s%s ", i ? ", " : "", WORDS[i]);
-        text_duration(out, values[i]);
+    const struct { const char *word; int64_t ms; } shown[] = {
+        {"lease", s->lease_ms}, {"delay", s->delay_ms}, {"kill margin", s->margin_ms}, {"stop grace", s->grace_ms},
+        {"rejoin grace", s->rejoin_ms}, {"settle", s->settle_ms}, {"detection", DETECT_MS}, {"election", ELECTION_MS}, {"consul", CONSUL_MS}
+    };
+    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
+        text_format(out, "%s%s ", i ? ", " : "", shown[i].word);
+        text_duration(out, shown[i].ms);
     }
     text_add(out, "\n\n");
 }
@@ -2746,9 +2798,11 @@ static void timings_too_short(text *out, const settings *s)
 /* What run would refuse. */
 static int timings_check(const program *p, const settings *s)
 {
-    if (s->lease_ms < 1000 || s->lease_ms > 86400000) say(p, "--lease is %lldms: it must be from 1000 to 86400000", (long long)s->lease_ms);
-    else if (s->ttl_ms < 10000 || s->ttl_ms > 86400000) say(p, "--ttl is %lldms: Consul takes 10000 to 86400000", (long long)s->ttl_ms);
-    else if (s->grace_ms > s->lease_ms / 2) say(p, "--stop-grace %lldms is too long: it may be at most half of --lease %lldms", (long long)s->grace_ms, (long long)s->lease_ms);
+    long long lease_ms = s->lease_ms, ttl_ms = s->ttl_ms, grace_ms = s->grace_ms;
+    if (lease_ms < 1000 || lease_ms > 86400000) say(p, "--lease is %lldms: it must be from 1000 to 86400000", lease_ms);
+    else if (ttl_ms < 10000 || ttl_ms > 86400000) say(p, "--ttl is %lldms: Consul takes 10000 to 86400000", ttl_ms);
+    else if (grace_ms > lease_ms / 2)
+        say(p, "--stop-grace %lldms is too long: it may be at most half of --lease %lldms", grace_ms, lease_ms);
     else return EXIT_OK;
     return EXIT_CONFIG;
 }
@@ -2799,7 +2853,8 @@ static const command COMMANDS[] = {
      "say why a partition is where it is, or is not running", "", "PARTITION", false, true, cmd_why},
     {"wait", WAIT, "-s SERVICE [--timeout 30s]",
      "wait until every partition is assumed; exit 3 if it is not", "", NULL, false, true, cmd_wait},
-    {"plan", PLAN, "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--weight ID=WEIGHT]... [--partitions LIST] [--placement POLICY] [--json]",
+    {"plan", PLAN,
+     "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--weight ID=WEIGHT]... [--partitions LIST] [--placement POLICY] [--json]",
      "show what a change would move; changes nothing",
      "On paper: manager plan --instances a,b:2,c --partitions 0..15 --add d\n"
      "During a pause it shows what would move at its end.\n", NULL, false, false, cmd_plan},
