@@ -1347,11 +1347,18 @@ static const char *mgr__name_fault(mgr__str name)
     return NULL;
 }
 
+/* Cut short where it does not fit; terminated in any case. */
 static void mgr__copy_text(char *to, size_t to_bytes, mgr__str from)
 {
     size_t len = from.len < to_bytes - 1 ? from.len : to_bytes - 1;
     if (len) memcpy(to, from.at, len);
     to[len] = 0;
+}
+
+/* Messages are one line, whatever a name or an answer of Consul holds. */
+static void mgr__one_line(char *text)
+{
+    for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
 }
 
 /* ---- texts of results and events ---- */
@@ -2025,7 +2032,7 @@ static void mgr__jw_key_str(mgr__jw *jw, mgr__str key)
 
 static void mgr__jw_key(mgr__jw *jw, const char *key) { mgr__jw_key_str(jw, mgr__str_of(key)); }
 static void mgr__jw_bool(mgr__jw *jw, bool value)     { mgr__jw_word(jw, value ? "true" : "false"); }
-MGR__UNUSED static void mgr__jw_null(mgr__jw *jw)                 { mgr__jw_word(jw, "null"); }
+MGR__UNUSED static void mgr__jw_null(mgr__jw *jw) { mgr__jw_word(jw, "null"); }
 
 static void mgr__jw_u64(mgr__jw *jw, uint64_t value)
 {
@@ -4239,11 +4246,13 @@ static bool mgr__key_name(mgr__arena *arena, mgr__str escaped, mgr__str *name)
 
 enum { MGR__SET_BYTES_MAX = 390000 };     /* of its text: Consul refuses values of 394,000 bytes */
 
+enum { MGR__HASH_BYTES = 17 };            /* 64 bits in hexadecimal, and a terminator */
+
 typedef struct mgr__set {
     mgr__arena arena;
     mgr__str  *names;           /* sorted by bytes, distinct */
     size_t     count;
-    char       hash[17];        /* names the set: sets/<hash> */
+    char       hash[MGR__HASH_BYTES]; /* names the set: sets/<hash> */
 } mgr__set;
 
 static int mgr__name_order(const void *a, const void *b) { return mgr__str_order(*(const mgr__str *)a, *(const mgr__str *)b); }
@@ -4394,9 +4403,9 @@ static bool mgr__set_read(mgr__set *set, mgr__heap *heap, mgr__str text)
 enum { MGR__REPLACED_MAX = 16 };
 
 typedef struct mgr__marker {
-    char     replaced[MGR__REPLACED_MAX][17];   /* hashes of former sets, newest first: to start with one is no wish for it */
+    char     replaced[MGR__REPLACED_MAX][MGR__HASH_BYTES]; /* hashes of former sets, newest first: to start with one is no wish for it */
     bool     exists;
-    char     hash[17];          /* "": a first set is being made */
+    char     hash[MGR__HASH_BYTES]; /* "": a first set is being made */
     uint64_t version;
     uint64_t count;
     uint64_t delay_max_ms;      /* the longest delay that any instance has used */
@@ -4744,7 +4753,7 @@ static void mgr__pause_read(mgr__pause *pause, const mgr__kv *kv, mgr__buf *scra
  * nothing, says so here, where all who have the set in memory see it. */
 typedef struct mgr__missing {
     bool     exists;
-    char     hash[17];          /* "": cannot be read */
+    char     hash[MGR__HASH_BYTES]; /* "": cannot be read */
     uint64_t modify_index;
 } mgr__missing;
 
@@ -5454,6 +5463,7 @@ static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root 
 
 /* ---- the core: types ---- */
 
+enum { MGR__LIFE_BYTES = 40 };    /* a session's id has 36 characters */
 enum { MGR__EXIT_BYTES = 80 };    /* "exit 1", "signal 9", "not started: No such file or directory" */
 
 /* A partition's life in one instance. The diagram is in [manual]. */
@@ -5488,7 +5498,7 @@ typedef struct mgr__part {
     bool     stale;             /* to be read before anything is decided */
     bool     seen, seen_exists, seen_released;
     uint64_t seen_index;
-    char     holder[40];        /* life in the value; while `held`, of the session that holds the lock */
+    char     holder[MGR__LIFE_BYTES]; /* life in the value; while `held`, of the session that holds the lock */
     char     holder_id[64];     /* for messages; cut short */
     bool     held;
     uint64_t holder_index;      /* ModifyIndex of the holder's key in the picture of that time */
@@ -5586,7 +5596,7 @@ typedef enum mgr__verdict {
 
 /* A dead life of this boot, and where its proof stands. */
 typedef struct mgr__inquest {
-    char    life[40];           /* "": none */
+    char    life[MGR__LIFE_BYTES]; /* "": none */
     bool    open;               /* it may yet be proven */
     bool    told;
     int64_t since, asked_at;    /* asked_at 0: not yet */
@@ -5625,18 +5635,18 @@ typedef struct mgr__cluster {
     int64_t     started_at;
     bool        entered_once;
 
-    char        life[40];           /* session id of this life; "" outside one */
+    char        life[MGR__LIFE_BYTES]; /* session id of this life; "" outside one */
     char        node[128];
     char        service[MGR_NAME_BYTES_MAX * 6 + 40];   /* Consul service id; carries a nonce of this life */
     const char *isolate;            /* static text: how the keeper keeps processes together */
     bool        registered, session_unclear;
     char        proof[96];          /* of this keeper's life, for the own key: set by whoever made the keeper; "": none */
-    char        past_life[40];      /* of this very process: its end is not ours to prove */
+    char        past_life[MGR__LIFE_BYTES]; /* of this very process: its end is not ours to prove */
     mgr__inquest former;            /* of our id, by another process of this boot */
     int64_t     look_at;            /* LOOK: who has our id is waited for, on the watch; the next look is due then. 0: not waiting */
     uint64_t    look_index;         /* what the last look showed of its key: ModifyIndex, ... */
     bool        look_alive;         /* ... and whether it lives */
-    char        old_life[40];       /* to be certified and destroyed */
+    char        old_life[MGR__LIFE_BYTES]; /* to be certified and destroyed */
     bool        old_certified, old_destroyed, certify;
     bool        unproven;           /* in-process work was lost in this life: its end is no proof */
 
@@ -5670,10 +5680,10 @@ typedef struct mgr__cluster {
     bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
     mgr__set    set;
     bool        have_set;
-    char        set_told[17];
+    char        set_told[MGR__HASH_BYTES];
     bool        set_missed;         /* the set in force is not to be read: whoever has it is to be told */
     uint64_t    missed_index;       /* ModifyIndex of what stands there instead; 0: nothing */
-    char        missed_told[17];
+    char        missed_told[MGR__HASH_BYTES];
     uint32_t    misses;             /* in a row, for the back-off */
     int64_t     set_not_before;
     uint64_t    missing_index;      /* of the cluster/missing that we saw last, ... */
@@ -5721,7 +5731,7 @@ typedef struct mgr__cluster {
     int64_t     next_sweep;
     uint64_t    sweep_index;        /* certificates up to it were there at the last sweep */
     bool        sweeping;
-    char        swept[32][40];
+    char        swept[32][MGR__LIFE_BYTES];
     size_t      swept_count;
 } mgr__cluster;
 
@@ -5758,12 +5768,6 @@ static mgr__action *mgr__cluster_act(mgr__cluster *c, mgr__action_kind kind)
     memset(action, 0, sizeof *action);
     action->kind = kind;
     return action;
-}
-
-/* Texts are one line, whatever a name or an answer of Consul holds. */
-static void mgr__one_line(char *text)
-{
-    for (char *c = text; *c; c++) if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
 }
 
 static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format,
