@@ -5463,8 +5463,12 @@ static void mgr__setter_answer(mgr__setter *s, mgr__heap *heap, const mgr__root 
 
 /* ---- the core: types ---- */
 
-enum { MGR__LIFE_BYTES = 40 };    /* a session's id has 36 characters */
-enum { MGR__EXIT_BYTES = 80 };    /* "exit 1", "signal 9", "not started: No such file or directory" */
+enum {
+    MGR__LIFE_BYTES = 40,       /* a session's id has 36 characters */
+    MGR__NODE_BYTES = 128,
+    MGR__SERVICE_BYTES = MGR_NAME_BYTES_MAX * 6 + 40,   /* two names, escaped, and a nonce */
+    MGR__EXIT_BYTES = 80        /* "exit 1", "signal 9", "not started: No such file or directory" */
+};
 
 /* A partition's life in one instance. The diagram is in [manual]. */
 typedef enum mgr__part_state {
@@ -5591,7 +5595,7 @@ typedef struct mgr__cluster_config {
 typedef enum mgr__verdict {
     MGR__VERDICT_NONE,          /* there is no proof, and none will come */
     MGR__VERDICT_LATER,         /* something of it is alive, or held */
-    MGR__VERDICT_DEAD           /* Invariant 4 is met: it may be certified */
+    MGR__VERDICT_DEAD           /* invariant 4 is met: it may be certified */
 } mgr__verdict;
 
 /* A dead life of this boot, and where its proof stands. */
@@ -5615,39 +5619,49 @@ typedef struct mgr__vanished { char id[MGR_NAME_BYTES_MAX + 1]; int64_t at; } mg
 typedef enum mgr__pause_wish { MGR__PAUSE_NONE, MGR__PAUSE_ON, MGR__PAUSE_OFF } mgr__pause_wish;
 typedef struct mgr__wanted_wish { char id[MGR_NAME_BYTES_MAX + 1]; bool evict, drain; } mgr__wanted_wish;
 
+/* Times are milliseconds of the clock by which the caller says what `now` is. */
 typedef struct mgr__cluster {
     mgr__heap  *heap;
     mgr__cluster_config config;
     mgr__root   root;
     mgr__rng    rng;
-    char        session_name[MGR_NAME_BYTES_MAX * 2 + 2];
+    char        session_name[MGR_NAME_BYTES_MAX * 2 + 2];   /* the same for all sessions of the service: they are counted by it */
 
+    /* where we stand */
     mgr__phase  phase;
-    int64_t     phase_since, not_before;
-    uint32_t    failures;           /* in a row, for the back-off */
+    int64_t     phase_since;
+    int64_t     not_before;         /* of the next request on the work lane */
+    uint32_t    failures;           /* of entering, in a row, for the back-off */
     bool        reachable, told_reachability;
-    uint32_t    leaves;             /* how often leaving was asked for: the second time kills */
-    int64_t     leave_since;
-    bool        want_leave, want_kill;
-    mgr_result  leave_result;
-    bool        keeper_ready, told_identity;
-    bool        drain;              /* our own wish */
+    bool        keeper_ready;       /* not between a life and the keeper of the next */
+    bool        told_identity;      /* that somebody holds our id, and is waited for */
     int64_t     started_at;
     bool        entered_once;
 
-    char        life[MGR__LIFE_BYTES]; /* session id of this life; "" outside one */
-    char        node[128];
-    char        service[MGR_NAME_BYTES_MAX * 6 + 40];   /* Consul service id; carries a nonce of this life */
+    /* leaving */
+    uint32_t    leaves;             /* how often it was asked for: the second time kills */
+    int64_t     leave_since;
+    bool        want_leave, want_kill;
+    mgr_result  leave_result;
+    bool        drain;              /* our own wish */
+    bool        parting_look;       /* what we know of our slot is out of date: look before we part */
+
+    /* this life, and the one before */
+    char        life[MGR__LIFE_BYTES];          /* its session's id; "" outside one */
+    char        node[MGR__NODE_BYTES];          /* of the agent, as Consul names it */
+    char        service[MGR__SERVICE_BYTES];    /* Consul service id; carries a nonce of this life */
     const char *isolate;            /* static text: how the keeper keeps processes together */
-    bool        registered, session_unclear;
+    bool        registered;         /* `service` may stand: to be deregistered */
+    bool        session_unclear;    /* a session may stand whose id never came */
     char        proof[96];          /* of this keeper's life, for the own key: set by whoever made the keeper; "": none */
-    char        past_life[MGR__LIFE_BYTES]; /* of this very process: its end is not ours to prove */
+    char        past_life[MGR__LIFE_BYTES];     /* of this very process: its end is not ours to prove */
     mgr__inquest former;            /* of our id, by another process of this boot */
     int64_t     look_at;            /* LOOK: who has our id is waited for, on the watch; the next look is due then. 0: not waiting */
     uint64_t    look_index;         /* what the last look showed of its key: ModifyIndex, ... */
     bool        look_alive;         /* ... and whether it lives */
-    char        old_life[MGR__LIFE_BYTES]; /* to be certified and destroyed */
-    bool        old_certified, old_destroyed, certify;
+    char        old_life[MGR__LIFE_BYTES];      /* to be certified and destroyed */
+    bool        certify;            /* its work is dead, and may be said to be */
+    bool        old_certified, old_destroyed;   /* ... which is done */
     bool        unproven;           /* in-process work was lost in this life: its end is no proof */
 
     mgr__errand errands[MGR__LANE_COUNT];
@@ -5658,60 +5672,60 @@ typedef struct mgr__cluster {
 
     /* the lease */
     int64_t     lease_until;
-    uint64_t    round;
+    uint64_t    round;              /* of confirmation: our own key and each that is held, once */
     int64_t     round_started, next_round;
-    bool        round_open, renew_due, pass_due;
+    bool        round_open;         /* begun, and not yet complete */
+    bool        renew_due, pass_due;    /* after each: the session, and the instance's own check */
 
     /* the picture and the map */
     mgr__picture picture;
     bool        have_picture;
-    uint64_t    watch_index, index_max;
+    uint64_t    watch_index;        /* the watch waits for a higher one; 0: for none */
+    uint64_t    index_max;          /* highest seen: a write answers with a higher one */
     uint64_t    fence_top;          /* highest fence that can have been given out, as far as we know */
     int64_t     delay_seen_ms;      /* the longest delay that any instance was ever seen to use */
     mgr__marker marker_seen;        /* the last readable one: to restore it */
     int64_t     distrust_until;     /* the index went down: no "released" is believed until then */
-    int64_t     watch_not_before;
-    int64_t     rewrite_not_before;
-    uint32_t    watch_failures, work_failures;
-    int64_t     marker_not_before, slot_not_before;
-    bool        parting_look;          /* what we know of our slot is out of date: look before we part */
+    int64_t     watch_not_before, rewrite_not_before, marker_not_before, slot_not_before;
+    uint32_t    watch_failures, work_failures;      /* in a row */
     uint64_t    outrun_index;       /* of the marker in the picture when a lock last failed on it, ... */
     uint32_t    outruns;            /* ... and how often in a row */
     bool        told_placement;     /* that ours is not the one that stands; or that this one is not known */
     mgr__set    set;
     bool        have_set;
-    char        set_told[MGR__HASH_BYTES];
+    char        set_told[MGR__HASH_BYTES];      /* which one was told of last */
     bool        set_missed;         /* the set in force is not to be read: whoever has it is to be told */
     uint64_t    missed_index;       /* ModifyIndex of what stands there instead; 0: nothing */
-    char        missed_told[MGR__HASH_BYTES];
+    char        missed_told[MGR__HASH_BYTES];   /* which one we said is missing */
     uint32_t    misses;             /* in a row, for the back-off */
     int64_t     set_not_before;
     uint64_t    missing_index;      /* of the cluster/missing that we saw last, ... */
     int64_t     missing_not_before; /* ... and when we answer it */
-    uint64_t    map_digest;
-    bool        map_stale;
+    uint64_t    map_digest;         /* of what the map was computed from */
+    bool        map_stale;          /* the picture, or the set, is another */
     uint64_t    fence_floor;        /* no fence at or below it is given out again */
 
-    mgr__set    configured;
+    mgr__set    configured;         /* until the setter has taken it over */
     bool        have_configured;
     mgr__setter setter;
 
     /* our own key */
-    uint64_t    own_index;
-    bool        own_dirty, own_unclear;
+    uint64_t    own_index;          /* its ModifyIndex */
+    bool        own_dirty;          /* what stands in it is out of date */
+    bool        own_unclear;        /* an answer was lost, or it was changed by hand: to be read first */
     bool        joining;
-    int64_t     joining_until, joining_most;
-    uint64_t    releases;
+    int64_t     joining_until, joining_most;    /* the second while younger ones join */
+    uint64_t    releases;           /* the count that wakes those who wait */
     uint64_t    wall_offset_ms;     /* wall clock minus our clock, for display only */
 
     mgr__part **parts;              /* sorted by name */
     size_t      part_count, part_cap;
-    int64_t     next_audit;
+    int64_t     next_audit;         /* what is unmet or in doubt is read again then */
 
     mgr__burial *burials;
     size_t      burial_count, burial_cap;
-    char        bury_service[MGR_NAME_BYTES_MAX * 6 + 40], bury_node[128];
-    mgr__wanted_wish *wishes;
+    char        bury_service[MGR__SERVICE_BYTES], bury_node[MGR__NODE_BYTES];   /* of who was buried last: to be deregistered; "": none */
+    mgr__wanted_wish *wishes;       /* for others, in the order in which they were told; not yet written */
     size_t      wish_count, wish_cap;
 
     /* pauses */
@@ -5730,7 +5744,7 @@ typedef struct mgr__cluster {
 
     int64_t     next_sweep;
     uint64_t    sweep_index;        /* certificates up to it were there at the last sweep */
-    bool        sweeping;
+    bool        sweeping;           /* `swept` is to be deleted */
     char        swept[32][MGR__LIFE_BYTES];
     size_t      swept_count;
 } mgr__cluster;
