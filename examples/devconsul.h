@@ -2157,7 +2157,8 @@ static void dc__check_parse(mgr__json *j, dc_register_text *t)
             else if (mgr__str_is(key, "DeregisterCriticalServiceAfter")) check->reap_ms = dc__read_duration(j, t);
             else if (mgr__str_is(key, "Status")) dc__check_status(j, t, check);
             else if (mgr__str_is(key, "Args") || mgr__str_is(key, "ScriptArgs"))
-                dc__refuse(t, 500, "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true");
+                dc__refuse(t, 500,
+                           "Scripts are disabled on this agent from remote calls; to enable, configure 'enable_script_checks' to true");
             else if (!dc__check_foreign(key)) dc__unknown_field(t->error, sizeof t->error, key);
         }
     if (!check->ttl_ms) dc__refuse(t, 400, "Invalid check: TTL must be > 0 for TTL checks");
@@ -2261,7 +2262,10 @@ static void dc__service_register(dc_agent *a, const dc_request *q, dc_register_t
     if (!dc__register_fit(t, &j, r, true)) return;
     if (!t->service.id.len) t->service.id = t->service.name;
     /* Reserved at once, so that names already made stay where they are. */
-    if (!mgr__buf_reserve(&t->ids, t->check_count * (t->service.id.len + t->service.name.len + 64))) { dc__text_reply(r, 500, "out of memory"); return; }
+    if (!mgr__buf_reserve(&t->ids, t->check_count * (t->service.id.len + t->service.name.len + 64))) {
+        dc__text_reply(r, 500, "out of memory");
+        return;
+    }
     for (size_t i = 0; i < t->check_count; i++) dc__check_name(t, i);
     bool done = dc_service_register(&a->store, q->now_ms, &t->service);
     for (size_t i = 0; done && i < t->check_count; i++) done = dc_check_register(&a->store, q->now_ms, &t->checks[i]);
@@ -2296,8 +2300,17 @@ static void dc__register(dc_agent *a, const dc_request *q, dc_reply *r, bool ser
     mgr__free(a->store.heap, t);
 }
 
-static void dc__route_service_register(dc_agent *a, const dc_request *q, mgr__str rest, dc_reply *r) { (void)rest; dc__register(a, q, r, true); }
-static void dc__route_check_register(dc_agent *a, const dc_request *q, mgr__str rest, dc_reply *r) { (void)rest; dc__register(a, q, r, false); }
+static void dc__route_service_register(dc_agent *a, const dc_request *q, mgr__str rest, dc_reply *r)
+{
+    (void)rest;
+    dc__register(a, q, r, true);
+}
+
+static void dc__route_check_register(dc_agent *a, const dc_request *q, mgr__str rest, dc_reply *r)
+{
+    (void)rest;
+    dc__register(a, q, r, false);
+}
 
 static void dc__route_service_deregister(dc_agent *a, const dc_request *q, mgr__str id, dc_reply *r)
 {
@@ -2813,7 +2826,8 @@ static bool dc__serve_one(dc_server *v, dc_connection *c, int64_t now_ms)
     dc_parsed parsed = dc__parse(mgr__buf_view(&c->in), &h, &chunks);
     if (parsed == DC_BAD) dc__refuse_request(v, c, 400, "400 Bad Request");
     else if (parsed == DC_TOO_LARGE) {
-        snprintf(text, sizeof text, "Request body(%llu bytes) too large, max size: %d bytes.", (unsigned long long)h.length, (int)DC_BODY_BYTES_MAX);
+        snprintf(text, sizeof text, "Request body(%llu bytes) too large, max size: %d bytes.",
+                 (unsigned long long)h.length, (int)DC_BODY_BYTES_MAX);
         dc__refuse_request(v, c, 413, text);
     } else if (parsed == DC_PART) {
         if (h.expects && !c->continued) { c->continued = true; mgr__buf_text(&c->out, "HTTP/1.1 100 Continue\r\n\r\n"); }

@@ -16,7 +16,9 @@ static void on_event(mgr *m, const mgr_event *event, void *user) { (void)m; (voi
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && argv[1][0] == '-') return puts("usage: hello [INSTANCE]    default: the host's name\nShares out north, east, south and west; Consul is at CONSUL_HTTP_ADDR, or 127.0.0.1:8500.") < 0;
+    if (argc > 1 && argv[1][0] == '-')
+        return puts("usage: hello [INSTANCE]    default: the host's name\n"
+                    "Shares out north, east, south and west; Consul is at CONSUL_HTTP_ADDR, or 127.0.0.1:8500.") < 0;
     const char *partitions[] = { "north", "east", "south", "west" };
     mgr_desc desc = { .service_name = "hello", .instance_id = argc > 1 ? argv[1] : NULL, .partitions = partitions, .partition_count = 4,
                       .handle_signals = true, .on_acquire = on_acquire, .on_event = on_event };

@@ -197,8 +197,11 @@ static const char **partition_names(size_t count)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        return puts("usage: KAFKA_PARTITION_COUNT=16 kafka    takes no arguments\nIts settings are KAFKA_... and CONSUL_... variables: see the head of examples/kafka.c.") < 0 || argv[1][0] != '-' ? 64 : 0;
+    if (argc > 1) {
+        bool said = puts("usage: KAFKA_PARTITION_COUNT=16 kafka    takes no arguments\n"
+                         "Its settings are KAFKA_... and CONSUL_... variables: see the head of examples/kafka.c.") >= 0;
+        return said && argv[1][0] == '-' ? 0 : 64;
+    }
     const char *tags[] = { "kafka", "topic-orders" };
     unsigned long count = strtoul(from_env("KAFKA_PARTITION_COUNT", "0"), NULL, 10);
     if (count < 1 || count > MGR_PARTITION_COUNT_MAX) {

@@ -125,7 +125,8 @@ int main(int argc, char **argv)
         .on_acquire = on_acquire, .on_release = on_release, .on_lost = on_lost, .on_log = on_log, .user = &p
     };
     if (argc > 1 && argv[1][0] == '-')
-        return puts("usage: own_loop [INSTANCE]    default: the host's name\nCommands on stdin: show, drain, undrain, quit; Consul is at CONSUL_HTTP_ADDR, or 127.0.0.1:8500.") < 0;
+        return puts("usage: own_loop [INSTANCE]    default: the host's name\n"
+                    "Commands on stdin: show, drain, undrain, quit; Consul is at CONSUL_HTTP_ADDR, or 127.0.0.1:8500.") < 0;
     setvbuf(stdin, NULL, _IONBF, 0);                /* poll does not see what stdio has read ahead */
     mgr_result result = mgr_open(&the_instance, &desc);
     signal(SIGINT, on_interrupt);
