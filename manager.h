@@ -4133,13 +4133,22 @@ typedef enum mgr__ask {
 
 typedef enum mgr__lane { MGR__LANE_WATCH, MGR__LANE_LEASE, MGR__LANE_WORK, MGR__LANE_COUNT } mgr__lane;
 
+/* Of a check; the numbers are those that users see in mgr_event. */
+typedef enum mgr__health { MGR__HEALTH_PASSING = 0, MGR__HEALTH_WARNING = 1, MGR__HEALTH_CRITICAL = 2 } mgr__health;
+
+/* Consul's words. */
+static const char *mgr__health_word(mgr__health health)
+{
+    return health == MGR__HEALTH_PASSING ? "passing" : health == MGR__HEALTH_WARNING ? "warning" : "critical";
+}
+
 typedef struct mgr__request {
     mgr__ask    ask;
     mgr__lane   lane;           /* one request is out per lane at a time */
     mgr__op     ops[MGR__TXN_OPS_MAX];
     size_t      op_count;
     mgr__str    key, name, session, check_id, node, body, note;
-    int         status;         /* CHECK_UPDATE: 0 pass, 1 warning, 2 critical */
+    mgr__health status;         /* CHECK_UPDATE */
     uint64_t    index;
     uint32_t    wait_ms;
     uint32_t    session_ttl_ms;
@@ -8238,20 +8247,26 @@ static void mgr__cluster_drain(mgr__cluster *c, bool on)
     if (c->drain != on) { c->drain = on; c->own_dirty = true; }
 }
 
-/* Another instance shall have it, for so long, which doubles with each repeat; for_ms 0: the
- * default. Not on: taken back. */
-static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, bool on, int64_t now)
+/* Another instance shall have it, for so long (0: the default), which doubles with each repeat. */
+static void mgr__cluster_refuse(mgr__cluster *c, mgr__part *p, uint32_t for_ms, int64_t now)
 {
-    c->own_dirty = true;
-    if (!on) { p->refused = false; p->refusals = 0; return; }
     uint64_t ms = for_ms ? for_ms : (uint32_t)MGR__REFUSE_MS;
     for (uint32_t i = 0; i < p->refusals && ms < MGR__REFUSE_MAX_MS; i++) ms *= 2;
     if (ms > MGR__REFUSE_MAX_MS && for_ms < MGR__REFUSE_MAX_MS) ms = MGR__REFUSE_MAX_MS;
     p->refusals++;
     p->refused = true;
     p->refused_until = now + (int64_t)ms;
+    c->own_dirty = true;
     mgr__cluster_tell_of(c, MGR_EVENT_REFUSED, p, mgr__nobody(), "this instance refuses partition %s for %llu ms",
                          p->name.at, (unsigned long long)ms);
+}
+
+/* A refusal is taken back, and forgotten. */
+static void mgr__cluster_refuse_no_more(mgr__cluster *c, mgr__part *p)
+{
+    p->refused = false;
+    p->refusals = 0;
+    c->own_dirty = true;
 }
 
 static bool mgr__cluster_wish(mgr__cluster *c, mgr__str id, bool evict, bool drain)
@@ -11412,7 +11427,7 @@ static void mgr__consul_body(const mgr__request *r, mgr__buf *out)
         break;
     case MGR__ASK_CHECK_UPDATE:
         mgr__jw_object(&jw);
-        mgr__consul_member(&jw, "Status", mgr__str_of(r->status == 0 ? "passing" : r->status == 1 ? "warning" : "critical"));
+        mgr__consul_member(&jw, "Status", mgr__str_of(mgr__health_word(r->status)));
         mgr__consul_member(&jw, "Output", r->note);
         mgr__jw_object_end(&jw);
         break;
@@ -14147,12 +14162,17 @@ typedef struct mgr__proc {
     mgr__arena arena;           /* owns what the process needs */
     const char **argv, **env;
     mgr_process process;
-    bool       daemon, alive, ended, stuck_told, killed;
+    bool       daemon;          /* restarted when it ends */
+    bool       alive;           /* the keeper has it, in `slot` */
+    bool       ended;           /* it was to run once, and has */
+    bool       killed;          /* a script over its timeout */
+    bool       stuck_told;
     bool       dropped;         /* forgotten: freed at the end of the turn, for callbacks may still hold its name */
-    uint32_t   slot;
-    pid_t      pid;
+    uint32_t   slot;            /* its keeper's number for it */
+    pid_t      pid;             /* 0: not started yet, or gone */
     uint64_t   attempts;
-    int64_t    started_at, restart_at;
+    int64_t    started_at;
+    int64_t    restart_at;      /* 0: not to be started again */
     uint32_t   backoff_ms;
     uint32_t   failures;        /* ends in a row before it was healthy */
     char       last_exit[MGR__EXIT_BYTES];
@@ -14162,9 +14182,12 @@ typedef struct mgr__check {
     mgr__arena arena;
     mgr_check  check;
     const char *partition;      /* NULL: of the whole instance */
-    bool       script, registered, update_due, told;
+    bool       script;          /* else a TTL check */
+    bool       registered;      /* Consul knows it */
+    bool       update_due;      /* but not its state */
+    bool       told;            /* its state, to handlers */
     bool       ended;           /* its partition is released: to be deregistered, then forgotten */
-    int        status;          /* 0 pass, 1 warning, 2 critical */
+    mgr__health status;
     int64_t    not_before;      /* Consul refused it: ask again then */
     bool       refusal_told;
     int64_t    due_at;          /* script: next run; TTL: when it turns critical */
@@ -14690,7 +14713,7 @@ static void mgr__proc_give_up(mgr *m, mgr__proc *proc, int64_t now)
 {
     mgr__part *part = proc->work ? proc->work->part : NULL;
     if (!part || part->refused || proc->failures < MGR__CRASH_LOOP || !mgr__cluster_others_may(&m->cluster, part)) return;
-    mgr__cluster_refuse(&m->cluster, part, 0, true, now);
+    mgr__cluster_refuse(&m->cluster, part, 0, now);
 }
 
 static void mgr__proc_not_started(mgr *m, mgr__proc *proc, int64_t now)
@@ -14887,7 +14910,7 @@ static void mgr__work_begin(mgr *m, mgr__part *part)
     for (size_t i = 0; i < m->proc_count; i++) processes = processes || m->procs[i]->work == work;
     work->starting = false;
     if (!processes && answer != MGR_UNFIT && m->desc.on_acquire) work->in_process = true;
-    if (answer == MGR_UNFIT) mgr__cluster_refuse(&m->cluster, part, 0, true, mgr__io_now(&m->io));
+    if (answer == MGR_UNFIT) mgr__cluster_refuse(&m->cluster, part, 0, mgr__io_now(&m->io));
     mgr__manager_note_in_process(m);
 }
 
@@ -14901,9 +14924,7 @@ static const char *mgr__manager_exit_text(char to[MGR__EXIT_BYTES], int status, 
 
 /* ---- checks ---- */
 
-static const char *mgr__check_word(int status) { return status == 0 ? "passing" : status == 1 ? "warning" : "critical"; }
-
-static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *note)
+static void mgr__check_set(mgr *m, mgr__check *check, mgr__health status, const char *note)
 {
     bool changed = check->status != status || !check->told;
     mgr__copy_text(check->note, sizeof check->note, mgr__str_of(note));
@@ -14913,20 +14934,21 @@ static void mgr__check_set(mgr *m, mgr__check *check, int status, const char *no
     check->told = true;
     char text[900];
     mgr_event event = mgr__manager_event(MGR_EVENT_CHECK);
-    snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, mgr__check_word(status), note[0] ? ": " : "", note);
+    snprintf(text, sizeof text, "check %s is %s%s%s", check->check.id, mgr__health_word(status), note[0] ? ": " : "", note);
     event.partition = mgr__or(check->partition, "");
     event.name = check->check.id;
-    event.status = status;
+    event.status = (int)status;
     event.text = text;
     mgr__manager_tell(m, &event);
-    void (*handler)(mgr *, const char *, const char *, void *) =
-        status == 0 ? check->check.on_pass : status == 1 ? check->check.on_warning : check->check.on_failure;
+    void (*handler)(mgr *, const char *, const char *, void *) = check->check.on_failure;
+    if (status == MGR__HEALTH_PASSING) handler = check->check.on_pass;
+    if (status == MGR__HEALTH_WARNING) handler = check->check.on_warning;
     m->inside++;
     if (handler) handler(m, check->check.id, check->partition, check->check.user ? check->check.user : m->desc.user);
     m->inside--;
     mgr__work *work = mgr__work_find(m, check->partition);
-    if (status != 2 || !work || work->stopping) return;
-    if (check->check.policy == MGR_CHECK_REFUSE) mgr__cluster_refuse(&m->cluster, work->part, 0, true, mgr__io_now(&m->io));
+    if (status != MGR__HEALTH_CRITICAL || !work || work->stopping) return;
+    if (check->check.policy == MGR_CHECK_REFUSE) mgr__cluster_refuse(&m->cluster, work->part, 0, mgr__io_now(&m->io));
     if (check->check.policy == MGR_CHECK_RESTART)
         for (size_t i = 0; i < m->proc_count; i++)
             if (m->procs[i]->work == work && m->procs[i]->daemon && m->procs[i]->alive)
@@ -14939,7 +14961,10 @@ static void mgr__check_ran(mgr *m, mgr__check *check, const mgr__proc *proc, int
     if (proc->killed) snprintf(note, sizeof note, "killed after %lu ms", (unsigned long)check->check.timeout_ms);
     else snprintf(note, sizeof note, "%s", mgr__manager_exit_text(text, status, error));
     if (proc->work && proc->work->stopping) return;
-    mgr__check_set(m, check, proc->killed || error ? 2 : status == 0 ? 0 : status == 1 ? 1 : 2, note);
+    mgr__health health = MGR__HEALTH_CRITICAL;
+    if (!proc->killed && !error && status == 0) health = MGR__HEALTH_PASSING;
+    if (!proc->killed && !error && status == 1) health = MGR__HEALTH_WARNING;
+    mgr__check_set(m, check, health, note);
 }
 
 /* ---- reports of the keeper ---- */
@@ -15223,7 +15248,7 @@ static void mgr__side_register(mgr *m, mgr__request *r, mgr__check *check)
     mgr__jw_key(&jw, "Name");      mgr__jw_text(&jw, check->check.name);
     mgr__jw_key(&jw, "ServiceID"); mgr__jw_text(&jw, m->cluster.service);
     mgr__jw_key(&jw, "TTL");       mgr__jw_text(&jw, ttl);
-    mgr__jw_key(&jw, "Status");    mgr__jw_text(&jw, mgr__check_word(check->told ? check->status : 0));
+    mgr__jw_key(&jw, "Status");    mgr__jw_text(&jw, mgr__health_word(check->told ? check->status : MGR__HEALTH_PASSING));
     mgr__jw_object_end(&jw);
     r->ask = MGR__ASK_CHECK_REGISTER;
     r->body = mgr__request_keep(r, &out);
@@ -15289,6 +15314,12 @@ static void mgr__side_send(mgr *m, int64_t now)
     mgr__manager_send(m, MGR__LANE_WORK, &m->side, MGR__SIDE_TIMEOUT_MS);
 }
 
+static mgr__health mgr__health_read(mgr__str word)
+{
+    if (mgr__str_is(word, mgr__health_word(MGR__HEALTH_PASSING))) return MGR__HEALTH_PASSING;
+    return mgr__str_is(word, mgr__health_word(MGR__HEALTH_WARNING)) ? MGR__HEALTH_WARNING : MGR__HEALTH_CRITICAL;
+}
+
 /* What workers said to Consul of their own TTL checks. */
 static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
 {
@@ -15302,8 +15333,9 @@ static void mgr__side_listed(mgr *m, const mgr__answer *a, int64_t now)
         mgr__str id = mgr__check_consul_id(m, &r, check);
         for (size_t k = 0; k < a->kv_count; k++) {
             if (!mgr__str_eq(a->kvs[k].key, id)) continue;
-            int state = mgr__str_is(a->kvs[k].value, "passing") ? 0 : mgr__str_is(a->kvs[k].value, "warning") ? 1 : 2;
-            mgr__check_set(m, check, state, state == 2 ? "its TTL ran out, or the worker said so" : "as Consul has it");
+            mgr__health health = mgr__health_read(a->kvs[k].value);
+            bool critical = health == MGR__HEALTH_CRITICAL;
+            mgr__check_set(m, check, health, critical ? "its TTL ran out, or the worker said so" : "as Consul has it");
         }
     }
     mgr__arena_free(&r.arena);
@@ -15417,7 +15449,7 @@ static void mgr__check_run(mgr *m, mgr__check *check, mgr__work *work, int64_t n
     check->proc = proc;
     if (mgr__proc_start(m, proc, now) == MGR_OK) return;
     mgr__proc_drop(proc);
-    mgr__check_set(m, check, 2, "the script cannot be started");
+    mgr__check_set(m, check, MGR__HEALTH_CRITICAL, "the script cannot be started");
 }
 
 static void mgr__manager_run_checks(mgr *m, int64_t now)
@@ -15436,7 +15468,7 @@ static void mgr__manager_run_checks(mgr *m, int64_t now)
         if (check->script && !check->proc) mgr__check_run(m, check, work, now);
         else if (!check->script && !check->check.by_worker) {
             check->due_at = now + check->check.ttl_ms;
-            mgr__check_set(m, check, 2, "no report within its TTL");
+            mgr__check_set(m, check, MGR__HEALTH_CRITICAL, "no report within its TTL");
         }
     }
 }
@@ -16236,7 +16268,8 @@ MGRAPI mgr_result mgr_refuse(mgr *m, const char *partition, uint32_t for_ms)
     if (result != MGR_OK) return result;
     mgr__part *part = partition ? mgr__cluster_part(&m->cluster, mgr__str_of(partition)) : NULL;
     if (!part || !part->in_set) return mgr__manager_fail(m, MGR_NOT_FOUND, "no partition %s in the set", mgr__or(partition, "(null)"));
-    mgr__cluster_refuse(&m->cluster, part, for_ms, for_ms > 0, mgr__io_now(&m->io));
+    if (for_ms) mgr__cluster_refuse(&m->cluster, part, for_ms, mgr__io_now(&m->io));
+    else mgr__cluster_refuse_no_more(&m->cluster, part);
     mgr__loop_wake(&m->loop);
     return MGR_OK;
 }
@@ -16348,7 +16381,7 @@ MGRAPI mgr_result mgr_check_ttl(mgr *m, const char *partition, const mgr_check *
     return mgr__check_add(m, partition, check, false);
 }
 
-static mgr_result mgr__check_report(mgr *m, const char *check_id, int status, const char *note)
+static mgr_result mgr__check_report(mgr *m, const char *check_id, mgr__health status, const char *note)
 {
     mgr_result result = mgr__manager_member_only(m);
     if (result != MGR_OK) return result;
@@ -16360,9 +16393,20 @@ static mgr_result mgr__check_report(mgr *m, const char *check_id, int status, co
     return MGR_OK;
 }
 
-MGRAPI mgr_result mgr_check_pass(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 0, note); }
-MGRAPI mgr_result mgr_check_warn(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 1, note); }
-MGRAPI mgr_result mgr_check_fail(mgr *m, const char *check_id, const char *note) { return mgr__check_report(m, check_id, 2, note); }
+MGRAPI mgr_result mgr_check_pass(mgr *m, const char *check_id, const char *note)
+{
+    return mgr__check_report(m, check_id, MGR__HEALTH_PASSING, note);
+}
+
+MGRAPI mgr_result mgr_check_warn(mgr *m, const char *check_id, const char *note)
+{
+    return mgr__check_report(m, check_id, MGR__HEALTH_WARNING, note);
+}
+
+MGRAPI mgr_result mgr_check_fail(mgr *m, const char *check_id, const char *note)
+{
+    return mgr__check_report(m, check_id, MGR__HEALTH_CRITICAL, note);
+}
 
 /* ---- the Consul agent ---- */
 

@@ -1349,7 +1349,7 @@ TEST(in_a_pause_only_failures_and_explicit_acts_move_anything)
     box_pump(w, a);
     run(w, LEASE_MS * 3);
     CHECK(works_count(a) == 0 && works_count(b) == 8);
-    mgr__cluster_refuse(&b->core, part_of(b, "3"), 600000, true, w->now);
+    mgr__cluster_refuse(&b->core, part_of(b, "3"), 600000, w->now);
     box_pump(w, b);
     run(w, 1000);
     CHECK(works_count(a) == 1 && works(a, 3) && works_count(b) == 7);
@@ -2608,22 +2608,22 @@ TEST(a_refusal_moves_the_partition_and_doubles)
     run(w, 1500);
     int mine = works(a, 0) ? 0 : 1;
     mgr__part *part = part_of(a, numbers[mine]);
-    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    mgr__cluster_refuse(&a->core, part, 0, w->now);
     CHECK_INT(part->refused_until - w->now, MGR__REFUSE_MS);
     box_pump(w, a);
     run(w, 500);
     CHECK(!works(a, mine) && works(b, mine));
     run(w, MGR__REFUSE_MS + 500);
     CHECK(works(a, mine));                  /* the time is over: it may come back */
-    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    mgr__cluster_refuse(&a->core, part, 0, w->now);
     CHECK_INT(part->refused_until - w->now, 2 * MGR__REFUSE_MS);
-    mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    mgr__cluster_refuse(&a->core, part, 0, w->now);
     CHECK_INT(part->refused_until - w->now, 4 * MGR__REFUSE_MS);
-    for (int i = 0; i < 100; i++) mgr__cluster_refuse(&a->core, part, 0, true, w->now);
+    for (int i = 0; i < 100; i++) mgr__cluster_refuse(&a->core, part, 0, w->now);
     CHECK_INT(part->refused_until - w->now, MGR__REFUSE_MAX_MS);
-    mgr__cluster_refuse(&a->core, part, 0, false, w->now);
+    mgr__cluster_refuse_no_more(&a->core, part);
     CHECK(!part->refused);
-    mgr__cluster_refuse(&a->core, part, 700, true, w->now);
+    mgr__cluster_refuse(&a->core, part, 700, w->now);
     CHECK_INT(part->refused_until - w->now, 700);
     world_end(w);
 }
