@@ -89,9 +89,13 @@
  * session     Consul's word for who holds locks; can be taken away at any moment
  * lease       how long an instance may work on without a new confirmation
  * delay       how long others wait after a loss that nobody has certified
+ * picture     what one query shows of all members, at one index of Consul's
+ * map         who is to have which partition: computed from a picture alone
  * placement   the policy by which partitions are assigned: rush or slots, see below
  * slot        an instance's number, under the policy of that name
  * fence       a number that grows with every change of a partition's owner
+ * grant       the right to work on a partition, as the program sees it
+ * refuse      let others have a partition; one that all refuse is unplaceable
  * certificate the statement that everything of a life has been seen dead
  * keeper      a small process that starts, stops and reaps the workers
  * guard       a smaller one, which kills everything when the keeper cannot
@@ -318,13 +322,14 @@
  *
  * Names enter keys with everything outside [A-Za-z0-9_-] as %XX.
  *
- *     cluster/partitions      hash, count, version, placement, delay_max, fence_base,
- *                             replaced: a start with a set that was replaced does
- *                             not bring it back; a command does
+ *     cluster/partitions      hash, count, version, placement, placement_version,
+ *                             delay_max, fence_base, replaced: a start with a set that
+ *                             was replaced does not bring it back; a command does
  *     cluster/instances/<id>  life, weight, lease, delay, grace, joining, leaving,
  *                             draining, releases, node, service, refuses, boot, pid,
- *                             proof (its life file: name, device, inode), former (a life
- *                             whose death could not be proven, and why); locked
+ *                             isolate, proof (its life file: name, device, inode), former
+ *                             (a life whose death could not be proven, and why), program;
+ *                             locked
  *     cluster/slots/<number>  instance: whose it is; under placement slots
  *     cluster/wishes/<id>     drain; evict: the life that is to leave
  *     cluster/dead/<life>     the certificate
@@ -527,40 +532,40 @@ typedef enum mgr_answer {
 } mgr_answer;
 
 /* What happened. name, then the word used in logs. */
-#define MGR_EVENT_LIST(X)                  \
-    X(MGR_EVENT_CONSUL_UP,   "consul-up")   \
-    X(MGR_EVENT_CONSUL_DOWN, "consul-down") \
-    X(MGR_EVENT_ENTERED,     "entered")     \
-    X(MGR_EVENT_LEFT,        "left")        \
-    X(MGR_EVENT_EVICTED,     "evicted")     \
-    X(MGR_EVENT_IDENTITY,    "identity")    \
-    X(MGR_EVENT_SESSION_LOST,"session-lost")\
-    X(MGR_EVENT_LEASE_LOST,  "lease-lost")  \
-    X(MGR_EVENT_MEMBER_JOINED,"member-joined") \
-    X(MGR_EVENT_MEMBER_DEAD, "member-dead") \
-    X(MGR_EVENT_MEMBER_REMOVED,"member-removed") \
-    X(MGR_EVENT_REBALANCE,   "rebalance")   \
-    X(MGR_EVENT_SET_CHANGED, "set-changed") \
-    X(MGR_EVENT_PAUSED,      "paused")      \
-    X(MGR_EVENT_RESUMED,     "resumed")     \
-    X(MGR_EVENT_ASSUMED,     "assumed")     \
-    X(MGR_EVENT_RELEASING,   "releasing")   \
-    X(MGR_EVENT_RELEASED,    "released")    \
-    X(MGR_EVENT_PARTITION_LOST,"partition-lost") \
-    X(MGR_EVENT_WAITING,     "waiting")     \
-    X(MGR_EVENT_REFUSED,     "refused")     \
-    X(MGR_EVENT_UNPLACEABLE, "unplaceable") \
-    X(MGR_EVENT_STARTED,     "started")     \
-    X(MGR_EVENT_START_FAILED,"start-failed")\
-    X(MGR_EVENT_EXITED,      "exited")      \
-    X(MGR_EVENT_BACKOFF,     "backoff")     \
-    X(MGR_EVENT_ENDED,       "ended")       \
-    X(MGR_EVENT_STUCK,       "stuck")       \
-    X(MGR_EVENT_CHECK,       "check")       \
-    X(MGR_EVENT_KEEPER_LOST, "keeper-lost") \
-    X(MGR_EVENT_CERTIFIED,   "certified")   \
-    X(MGR_EVENT_AGENT,       "agent")       \
-    X(MGR_EVENT_ERROR,       "error")
+#define MGR_EVENT_LIST(X)                            \
+    X(MGR_EVENT_CONSUL_UP,      "consul-up")         \
+    X(MGR_EVENT_CONSUL_DOWN,    "consul-down")       \
+    X(MGR_EVENT_ENTERED,        "entered")           \
+    X(MGR_EVENT_LEFT,           "left")              \
+    X(MGR_EVENT_EVICTED,        "evicted")           \
+    X(MGR_EVENT_IDENTITY,       "identity")          \
+    X(MGR_EVENT_SESSION_LOST,   "session-lost")      \
+    X(MGR_EVENT_LEASE_LOST,     "lease-lost")        \
+    X(MGR_EVENT_MEMBER_JOINED,  "member-joined")     \
+    X(MGR_EVENT_MEMBER_DEAD,    "member-dead")       \
+    X(MGR_EVENT_MEMBER_REMOVED, "member-removed")    \
+    X(MGR_EVENT_REBALANCE,      "rebalance")         \
+    X(MGR_EVENT_SET_CHANGED,    "set-changed")       \
+    X(MGR_EVENT_PAUSED,         "paused")            \
+    X(MGR_EVENT_RESUMED,        "resumed")           \
+    X(MGR_EVENT_ASSUMED,        "assumed")           \
+    X(MGR_EVENT_RELEASING,      "releasing")         \
+    X(MGR_EVENT_RELEASED,       "released")          \
+    X(MGR_EVENT_PARTITION_LOST, "partition-lost")    \
+    X(MGR_EVENT_WAITING,        "waiting")           \
+    X(MGR_EVENT_REFUSED,        "refused")           \
+    X(MGR_EVENT_UNPLACEABLE,    "unplaceable")       \
+    X(MGR_EVENT_STARTED,        "started")           \
+    X(MGR_EVENT_START_FAILED,   "start-failed")      \
+    X(MGR_EVENT_EXITED,         "exited")            \
+    X(MGR_EVENT_BACKOFF,        "backoff")           \
+    X(MGR_EVENT_ENDED,          "ended")             \
+    X(MGR_EVENT_STUCK,          "stuck")             \
+    X(MGR_EVENT_CHECK,          "check")             \
+    X(MGR_EVENT_KEEPER_LOST,    "keeper-lost")       \
+    X(MGR_EVENT_CERTIFIED,      "certified")         \
+    X(MGR_EVENT_AGENT,          "agent")             \
+    X(MGR_EVENT_ERROR,          "error")
 
 typedef enum mgr_event_kind {
 #define MGR__EVENT_ENUM(name, word) name,
@@ -631,7 +636,7 @@ typedef struct mgr_desc {
     const char *const *tags;         /* of the Consul service */
     size_t      tag_count;
     const char *address;             /* of the Consul service; default: the agent's */
-    uint16_t    port;
+    uint16_t    port;                /* of the Consul service; 0: none */
 
     const char *consul_addr;         /* "host:port,unix:///path"; default CONSUL_HTTP_ADDR, then 127.0.0.1:8500 */
     const char *consul_token;        /* default CONSUL_HTTP_TOKEN */
