@@ -564,7 +564,6 @@ typedef enum mgr_answer {
     X(MGR_EVENT_CHECK,          "check")             \
     X(MGR_EVENT_KEEPER_LOST,    "keeper-lost")       \
     X(MGR_EVENT_CERTIFIED,      "certified")         \
-    X(MGR_EVENT_AGENT,          "agent")             \
     X(MGR_EVENT_ERROR,          "error")
 
 typedef enum mgr_event_kind {
@@ -595,7 +594,7 @@ typedef struct mgr_event {
     const char    *text;        /* the whole event as one line of English, without a newline */
 } mgr_event;
 
-typedef enum mgr_log_level { MGR_LOG_ERROR, MGR_LOG_WARN, MGR_LOG_INFO, MGR_LOG_DEBUG } mgr_log_level;
+typedef enum mgr_log_level { MGR_LOG_ERROR, MGR_LOG_WARN, MGR_LOG_INFO } mgr_log_level;
 
 /* resize(user, NULL, 0, n) allocates, resize(user, p, n, 0) frees. NULL on failure. */
 typedef struct mgr_allocator {
