@@ -5324,7 +5324,7 @@ static bool mgr__setter_next(mgr__setter *s, mgr__heap *heap, const mgr__root *r
         mgr__request_op(r, MGR__GET, mgr__key_fixed(&r->arena, root, "cluster/partitions"));
         return true;
     case MGR__SETTER_MARK:
-        /* 0: there is none */
+        /* Index 0: there is none. */
         mgr__request_op(r, MGR__CAS, mgr__key_fixed(&r->arena, root, "cluster/partitions"))->index = s->marker.modify_index;
         r->ops[0].value = mgr__setter_marker_value(s, r, "", s->marker.count + 1);
         return true;
@@ -6311,6 +6311,14 @@ static void mgr__cluster_trip(mgr__cluster *c, int64_t now)
                          "the circuit breaker holds planned moves: %s; what they had is taken over", c->breaker_reason);
 }
 
+static void mgr__cluster_compare_placement(mgr__cluster *c, const mgr__marker *fresh)
+{
+    const mgr__marker *old = &c->picture.marker;
+    bool stood = mgr__marker_stands(old) && mgr__marker_stands(fresh);
+    if (stood && mgr__marker_known(fresh) && strcmp(old->placement, fresh->placement) != 0)
+        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partitions are placed by \"%s\" from now on", fresh->placement);
+}
+
 static void mgr__cluster_compare_pause(mgr__cluster *c, const mgr__pause *fresh)
 {
     const mgr__pause *old = &c->picture.pause;
@@ -6511,14 +6519,12 @@ static void mgr__cluster_see(mgr__cluster *c, const mgr__answer *a, int64_t now)
     bool back = fresh.marker.exists && fresh.marker.modify_index < c->picture.marker.modify_index;
     if (back || (c->have_picture && mgr__picture_went_back(&c->picture, &fresh))) {
         mgr__cluster_index_down(c, now);
-        /* once, not again with the next lock */
+        /* Once, not again with the next lock. */
         if (c->own_index && mgr__picture_member(&fresh, c->config.instance_id)) c->own_unclear = true;
     }
     if (a->index > c->index_max) c->index_max = a->index;
     mgr__cluster_compare_members(c, &fresh);
-    if (mgr__marker_stands(&c->picture.marker) && mgr__marker_stands(&fresh.marker) && mgr__marker_known(&fresh.marker) &&
-        strcmp(c->picture.marker.placement, fresh.marker.placement) != 0)
-        mgr__cluster_tell(c, MGR_EVENT_SET_CHANGED, "the partitions are placed by \"%s\" from now on", fresh.marker.placement);
+    mgr__cluster_compare_placement(c, &fresh.marker);
     mgr__cluster_note_vanished(c, &fresh, now);
     mgr__cluster_compare_pause(c, &fresh.pause);
     if (c->have_picture && c->picture.marker.exists && !fresh.marker.exists)
@@ -6549,7 +6555,7 @@ static int64_t mgr__part_takeable_at(const mgr__cluster *c, const mgr__part *p, 
     if (!p->held && p->seen_released && believed) return now;
     bool certified = p->holder[0] && mgr__picture_certified(&c->picture, mgr__str_of(p->holder));
     if (certified && believed) return now;
-    /* ours: its answer was lost; it is taken anew, with a new fence */
+    /* Ours: its answer was lost; it is taken anew, with a new fence. */
     if (p->held) return certified || mgr__str_is(mgr__cluster_life(c), p->holder) ? c->distrust_until : MGR__NEVER;
     return p->lost_since + p->lost_delay_ms;
 }
@@ -7014,7 +7020,7 @@ static void mgr__cluster_ask_join(mgr__cluster *c, int64_t now)
     if (old) mgr__request_check_index(r, key, old->modify_index);
     else mgr__request_op(r, MGR__CHECK_ABSENT, key);
     mgr__cluster_join_slot(c, r, old);
-    /* a certified life's */
+    /* The lock that a certified life left behind. */
     if (old && old->session.len && !old->alive) mgr__request_op(r, MGR__UNLOCK, key)->session = mgr__arena_str(&r->arena, old->session);
     mgr__op *op = mgr__request_op(r, MGR__LOCK, key);
     op->session = mgr__arena_str(&r->arena, mgr__cluster_life(c));
@@ -7327,32 +7333,42 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     return true;
 }
 
+/* Its key is gone; now what Consul's catalog still shows of it. */
+static void mgr__cluster_bury_service(mgr__cluster *c, int64_t now)
+{
+    bool ours = strcmp(c->bury_node, c->node) == 0;     /* a live agent would register it again */
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY_SERVICE, ours ? MGR__ASK_SERVICE_DEREGISTER : MGR__ASK_CATALOG_DEREGISTER);
+    e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_service));
+    e->request.node = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_node));
+    mgr__cluster_send(c, e, now);
+}
+
+/* Its key as it stands in the picture, its slot, and its certificate, if its death is proven here. */
+static void mgr__cluster_bury(mgr__cluster *c, const mgr__burial *b, const mgr__member *dead, int64_t now)
+{
+    mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY, MGR__ASK_TXN);
+    mgr__request *r = &e->request;
+    if (b->inquest.life[0] && b->inquest.verdict == MGR__VERDICT_DEAD)
+        mgr__request_certify(r, &c->root, dead->life, "{\"proof\":\"seen dead by another instance on its host\"}");
+    mgr__request_on(r, MGR__DELETE_CAS, &c->root, "cluster/instances/", dead->id)->index = dead->modify_index;
+    if (dead->slot_index) mgr__request_op(r, MGR__DELETE_CAS, mgr__cluster_slot_key(c, r, dead->slot))->index = dead->slot_index;
+    r->name = mgr__arena_str(&r->arena, dead->service);
+    r->node = mgr__arena_str(&r->arena, dead->node);
+    r->note = mgr__arena_str(&r->arena, dead->id);
+    mgr__cluster_send(c, e, now);
+}
+
 /* Remote failure: a dead instance is deregistered by another. */
 static bool mgr__cluster_ask_bury(mgr__cluster *c, int64_t now)
 {
-    if (c->bury_service[0]) {
-        bool ours = strcmp(c->bury_node, c->node) == 0;     /* a live agent would register it again */
-        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY_SERVICE, ours ? MGR__ASK_SERVICE_DEREGISTER : MGR__ASK_CATALOG_DEREGISTER);
-        e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_service));
-        e->request.node = mgr__arena_str(&e->request.arena, mgr__str_of(c->bury_node));
-        mgr__cluster_send(c, e, now);
-        return true;
-    }
+    if (c->bury_service[0]) { mgr__cluster_bury_service(c, now); return true; }
     for (size_t i = 0; i < c->burial_count; i++) {
-        const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(c->burials[i].id));
-        if (now < c->burials[i].due_at || !m || m->alive) continue;
-        if (mgr__cluster_inquire(c, &c->burials[i].inquest, m, now)) { c->burials[i].due_at = now + MGR__PROVE_AGAIN_MS; continue; }
-        mgr__errand *e = mgr__cluster_work(c, MGR__TASK_BURY, MGR__ASK_TXN);
-        if (c->burials[i].inquest.life[0] && c->burials[i].inquest.verdict == MGR__VERDICT_DEAD)
-            mgr__request_certify(&e->request, &c->root, m->life, "{\"proof\":\"seen dead by another instance on its host\"}");
-        mgr__request_on(&e->request, MGR__DELETE_CAS, &c->root, "cluster/instances/", m->id)->index = m->modify_index;
-        if (m->slot_index)
-            mgr__request_op(&e->request, MGR__DELETE_CAS, mgr__cluster_slot_key(c, &e->request, m->slot))->index = m->slot_index;
-        e->request.name = mgr__arena_str(&e->request.arena, m->service);
-        e->request.node = mgr__arena_str(&e->request.arena, m->node);
-        e->request.note = mgr__arena_str(&e->request.arena, m->id);
-        c->burials[i].due_at = now + MGR__BACKOFF_MAX_MS;    /* until the picture shows it */
-        mgr__cluster_send(c, e, now);
+        mgr__burial *b = &c->burials[i];
+        const mgr__member *m = mgr__picture_member(&c->picture, mgr__str_of(b->id));
+        if (now < b->due_at || !m || m->alive) continue;
+        if (mgr__cluster_inquire(c, &b->inquest, m, now)) { b->due_at = now + MGR__PROVE_AGAIN_MS; continue; }
+        b->due_at = now + MGR__BACKOFF_MAX_MS;      /* until the picture shows it */
+        mgr__cluster_bury(c, b, m, now);
         return true;
     }
     return false;
@@ -7458,7 +7474,7 @@ static bool mgr__cluster_ask_restore(mgr__cluster *c, int64_t now)
  * in the marker before it is used. */
 static bool mgr__cluster_ask_marker(mgr__cluster *c, int64_t now)
 {
-    /* one of a newer program may hold more than we can read */
+    /* One of a newer program may hold more than we can read. */
     if (now < c->marker_not_before || !mgr__marker_known(&c->picture.marker)) return false;
     bool restore = !c->picture.marker.exists && c->marker_seen.exists && c->have_set;    /* deleted or overwritten by hand */
     const mgr__marker *standing = restore ? &c->marker_seen : &c->picture.marker;
@@ -7844,7 +7860,7 @@ static void mgr__cluster_read_set_answer(mgr__cluster *c, const mgr__errand *e, 
     mgr__set fresh;
     mgr__str asked;
     if (!mgr__answer_decided(a)) { mgr__cluster_trouble(c, a, "read the partition set", now); return; }
-    /* another is in force by now */
+    /* Another is in force by now. */
     if (!mgr__key_below(e->request.ops[0].key, &c->root, "sets/", &asked) || !mgr__str_is(asked, c->picture.marker.hash)) return;
     const mgr__kv *kv = a->outcome == MGR__OUTCOME_OK && a->kv_count ? &a->kvs[0] : NULL;
     bool read = kv && mgr__set_read(&fresh, c->heap, kv->value);
@@ -7918,7 +7934,7 @@ static void mgr__cluster_read_part(mgr__cluster *c, mgr__part *p, const mgr__kv 
 static bool mgr__part_outrun(const mgr__cluster *c, const mgr__part *p, uint64_t sent_index)
 {
     const mgr__member *holder = mgr__picture_life(&c->picture, mgr__str_of(p->holder));
-    /* nobody else releases what is ours */
+    /* Nobody else releases what is ours. */
     if (!p->held || mgr__str_is(mgr__cluster_life(c), p->holder) || c->picture.index <= sent_index) return false;
     return !holder || holder->modify_index > sent_index;
 }
@@ -8231,7 +8247,7 @@ static void mgr__cluster_gone(mgr__cluster *c, mgr__part *p)
 static void mgr__cluster_over(mgr__cluster *c, mgr_event_kind event, const char *why, int64_t now)
 {
     mgr__cluster_end_life(c, 0, event, why, now);
-    /* before a life: only the keeper is to be replaced */
+    /* Before a life only the keeper is to be replaced. */
     if (!c->life[0] && c->phase != MGR__PHASE_ENDING && c->phase < MGR__PHASE_MEMBER) {
         c->keeper_ready = false;
         mgr__cluster_act(c, MGR__ACT_FRESH_KEEPER);
@@ -15097,7 +15113,7 @@ static void mgr__manager_turn_keepers(mgr *m, int64_t now)
             mgr__cluster_over(&m->cluster, MGR_EVENT_LEASE_LOST, "the lease was not confirmed in time: the keeper ended the work", now);
         if (status == MGR__KEEPER_DEAD || status == MGR__KEEPER_SWEPT)
             mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST, "the keeper or its guard is gone", now);
-        /* guard and keeper died at once: the work is past its deadline, but nobody saw it dead */
+        /* Guard and keeper died at once: the work is past its deadline, but nobody saw it dead. */
         if (status == MGR__KEEPER_UNPROVEN) {
             mgr__cluster_over(&m->cluster, MGR_EVENT_KEEPER_LOST,
                               "keeper and guard died at once, and nobody can prove that the work is dead: no certificate", now);
@@ -15150,7 +15166,7 @@ static void mgr__act_event(mgr *m, const mgr__action *action)
     event.result = action->result;
     event.text = action->text;
     bool reason = event.kind == MGR_EVENT_ERROR || event.kind == MGR_EVENT_IDENTITY || event.kind == MGR_EVENT_EVICTED;
-    /* for mgr_error_text, should mgr_run end with it */
+    /* For mgr_error_text, should mgr_run end with it. */
     if (reason) { mgr__buf_clear(&m->error); mgr__buf_text(&m->error, action->text); }
     mgr__manager_tell(m, &event);
 }

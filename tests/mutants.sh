@@ -257,7 +257,7 @@ mutant P2 any_set_under_the_name        test_cluster:who_needs_it 'if (read && m
 mutant P5 slot_unconditioned            sim 'mgr__op *op = mgr__request_op(r, MGR__CAS, mgr__cluster_slot_key(c, r, number));' 'mgr__op *op = mgr__request_op(r, MGR__SET, mgr__cluster_slot_key(c, r, number));'
 mutant P5 slot_unclaimed                sim 'bool claims = !own->slot_index && own->slot <= MGR_MEMBER_COUNT_MAX && mgr__marker_slots(&c->picture.marker);' 'bool claims = false;'
 mutant P5 slot_left_behind              test_cluster:slot 'if (m && m->slot == slot->number && m->slot_index) continue;' 'continue;'
-mutant P5 slot_not_freed                test_cluster:slot 'if (m->slot_index)' 'if (false)'
+mutant P5 slot_not_freed                test_cluster:slot 'if (dead->slot_index)' 'if (false)'
 
 if [ -n "$dry" ]; then
     failed=$(cat "$tmp/unmade" 2>/dev/null | wc -l)
