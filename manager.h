@@ -5799,6 +5799,9 @@ static mgr__action *mgr__cluster_act(mgr__cluster *c, mgr__action_kind kind)
 
 static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format,
                                    va_list args)
+    MGR__PRINTF(5, 0);
+static void mgr__cluster_tell_args(mgr__cluster *c, mgr_event_kind event, mgr__part *part, mgr__str instance, const char *format,
+                                   va_list args)
 {
     mgr__action *action = mgr__cluster_act(c, MGR__ACT_EVENT);
     action->event = event;
@@ -15175,9 +15178,9 @@ static void mgr__act_stop(mgr *m, const mgr__action *action, int64_t now)
 {
     mgr__part *part = action->part;
     mgr__work *work = mgr__work_of(part);
+    if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
     bool kill = action->kind == MGR__ACT_WORK_KILL, lost = part->state == MGR__PART_LOST;
     uint32_t within_ms = kill ? 0 : action->ms;
-    if (!work) { mgr__cluster_gone(&m->cluster, part); return; }
     if (lost) mgr__work_close_grant(work);
     mgr__manager_publish_lease(m);
     if (lost && !work->lost) mgr__work_lost(m, work, within_ms, action->result);
