@@ -726,8 +726,8 @@ typedef enum mgr_check_policy {
 
 typedef struct mgr_check {
     uint32_t _start_canary;
-    const char *id;                  /* unique in the instance; default "<partition>:script" or ":ttl" */
-    const char *name;                /* what Consul shows; default: the id */
+    const char *id;                  /* unique in the instance, 1 to MGR_NAME_BYTES_MAX bytes; default "<partition>:script" or ":ttl" */
+    const char *name;                /* what Consul shows, as long; default: the id */
     const char *const *argv;         /* script checks: exit 0 passes, 1 warns, anything else fails */
     uint32_t    interval_ms;         /* script checks; default 10000 */
     uint32_t    timeout_ms;          /* script checks; default 30000; a script over it is killed and fails */
@@ -8567,7 +8567,6 @@ static void mgr__cluster_close(mgr__cluster *c)
 #endif
 
 enum {
-    MGR__IO_PORT_DEFAULT = 8500,
     MGR__IO_HOST_BYTES_MAX = 253,       /* RFC 1035 2.3.4, in dotted form */
     MGR__IO_SEND_BYTES_MAX = 1 << 20    /* a single send: keeps a turn of the loop short */
 };
@@ -9595,7 +9594,8 @@ static pid_t mgr__process_fork(bool silent)
  * it is refused. */
 static pid_t mgr__process_fork_space(bool user)
 {
-#if defined(__linux__) && defined(SYS_clone) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__) && !defined(__s390__) && !defined(__CRIS__)
+#if defined(__linux__) && defined(SYS_clone) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__) && !defined(__s390__) \
+    && !defined(__CRIS__)
     unsigned long flags = (unsigned long)SIGCHLD | 0x20000000ul /* CLONE_NEWPID */ | 0x00020000ul /* CLONE_NEWNS */;
     if (user) flags |= 0x10000000ul /* CLONE_NEWUSER */;
     return (pid_t)mgr__process_code(syscall(SYS_clone, flags, 0ul, 0ul, 0ul, 0ul));
@@ -10340,7 +10340,7 @@ static bool mgr__process_cgroup_mine(const char *name)
 
 /* Groups of managers that ended without guard or keeper to clean up. Their lock is
  * held while any of the three lives; once it is free, what is left in them has
- * outlived its manager (Invariant 3). */
+ * outlived its manager (invariant 3). */
 static void mgr__process_cgroup_remove_stale(const char *parent)
 {
 #ifdef __linux__
@@ -11885,7 +11885,7 @@ typedef struct mgr__keeper_config {
     mgr_isolate isolate;
     bool        overrun_kill_host;
     char      **keeper_argv;        /* not NULL: exec this instead of a forked copy */
-    int         life_fd;            /* > 2: the life's file under flock, kept open by guard, keeper and workers, so that the lock is free only when all are gone */
+    int         life_fd;            /* > 2: the life's file, its flock kept by guard, keeper and workers: free when all are gone */
     const char *life_path;          /* NULL, or where that file is: the keeper removes it after its last words */
 } mgr__keeper_config;
 
@@ -11923,8 +11923,8 @@ typedef struct mgr__worker_report {
 typedef enum mgr__keeper_status {
     MGR__KEEPER_ALIVE,
     MGR__KEEPER_CLOSED,             /* lease word closed: it is stopping everything */
-    MGR__KEEPER_DEAD,               /* keeper or guard is gone, descendants maybe not: SWEPT or UNPROVEN follows, unless one of them cannot be killed */
-    MGR__KEEPER_UNPROVEN,           /* both are gone, nobody can prove the work's death and no proof will come: end the life without a certificate */
+    MGR__KEEPER_DEAD,               /* keeper or guard is gone, descendants maybe not: SWEPT or UNPROVEN follows, if all can be killed */
+    MGR__KEEPER_UNPROVEN,           /* both are gone, and nobody will ever prove the work's death: end the life without a certificate */
     MGR__KEEPER_SWEPT               /* word closed, and every process of a partition has been seen dead */
 } mgr__keeper_status;
 
@@ -12017,7 +12017,8 @@ static void mgr__page_close(mgr__page *page)
 /* The same unless the lease was extended since it was read: true if it is closed now. */
 static bool mgr__page_close_if(mgr__page *page, int64_t word)
 {
-    if (!__atomic_compare_exchange_n(&page->lease, &word, MGR__LEASE_CLOSED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return word == MGR__LEASE_CLOSED;
+    bool closed = __atomic_compare_exchange_n(&page->lease, &word, MGR__LEASE_CLOSED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    if (!closed) return word == MGR__LEASE_CLOSED;
     if (word != MGR__LEASE_CLOSED) MGR__STORE(&page->closed_until, word);
     return true;
 }
@@ -12074,7 +12075,7 @@ typedef struct mgr__life_process { uint64_t pid, start; } mgr__life_process;
 typedef struct mgr__life_record {
     uint64_t magic;
     uint64_t nonce;             /* in MANAGER_CHILD of its workers */
-    uint64_t partial;           /* a worker was started outside the group, or there is none: set by the keeper, before that worker's first step */
+    uint64_t partial;           /* a worker was started outside the group, or there is none: set by the keeper before it takes a step */
     char     life[64];          /* session, and the boot and PID namespace that the numbers are of; */
     char     boot[160];         /* ... written once the life has begun */
     mgr__life_process who[3];
@@ -12084,7 +12085,10 @@ typedef struct mgr__life_record {
 
 static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
 
-enum mgr__start_step { MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC, MGR__STEP_CGROUP, MGR__STEP_PIDNS };
+enum mgr__start_step {
+    MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC,
+    MGR__STEP_CGROUP, MGR__STEP_PIDNS
+};
 
 static void mgr__page_poke(void) { mgr__process_send(MGR__FD_SOCKET, "", 1); }   /* a full socket has pokes enough */
 
@@ -12138,7 +12142,8 @@ typedef struct mgr__frame_words {   /* then the texts, one after another */
 } mgr__frame_words;
 
 #define MGR__SPAWN_STRINGS_BYTES (MGR_SPAWN_BYTES_MAX + PATH_MAX)
-#define MGR__FRAME_BYTES_MAX (sizeof(mgr__frame) + sizeof(mgr__frame_spawn) + sizeof(mgr__frame_words) + MGR__SPAWN_STRINGS_BYTES + MGR__KEEPER_WORDS_BYTES)
+#define MGR__FRAME_BYTES_MAX \
+    (sizeof(mgr__frame) + sizeof(mgr__frame_spawn) + sizeof(mgr__frame_words) + MGR__SPAWN_STRINGS_BYTES + MGR__KEEPER_WORDS_BYTES)
 
 /* ---- the keeper process: its workers ---- */
 
@@ -12305,7 +12310,8 @@ static void mgr__keeping_outside(mgr__keeping *k, const mgr__child *c)
     uint64_t partial = 1;
     if (c->agent) return;       /* no work of a partition */
     MGR__STORE(&k->page->group_partial, 1u);
-    if (!mgr__page_has(k->page, MGR__FD_LIFE) || mgr__process_put_at(MGR__FD_LIFE, &partial, sizeof partial, offsetof(mgr__life_record, partial)) == 0) return;
+    if (!mgr__page_has(k->page, MGR__FD_LIFE)) return;
+    if (mgr__process_put_at(MGR__FD_LIFE, &partial, sizeof partial, offsetof(mgr__life_record, partial)) == 0) return;
     if (mgr__process_truncate(MGR__FD_LIFE) < 0) mgr__process_unlink(k->page->life_path);
 }
 
@@ -12393,14 +12399,16 @@ static void mgr__keeping_settle_group(mgr__keeping *k)
 /* In the worker's process, from fork to exec. The order: what needs the keeper's
  * rights comes before the ids; the parent-death signal after them, for setuid
  * clears it; then the check that the parent did not die in between. */
-static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside, const mgr__frame_spawn *h, const char *directory, char *const *env)
+static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside, const mgr__frame_spawn *h, const char *directory,
+                              char *const *env)
 {
     int code = mgr__process_group(0);
     if (code < 0 || (code = mgr__keeping_join(k, c, inside)) < 0) return code;
     mgr__process_rank_restore(&k->rank);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_OUT)) mgr__process_dup_to(MGR__FD_OUT, 1);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_ERR)) mgr__process_dup_to(MGR__FD_ERR, 2);
-    if (mgr__page_has(k->page, MGR__FD_LIFE) && !h->set_ids) mgr__process_inherit(MGR__FD_LIFE, true);     /* it can be written to: not for another user */
+    bool may_write = mgr__page_has(k->page, MGR__FD_LIFE) && !h->set_ids;       /* not for another user */
+    if (may_write) mgr__process_inherit(MGR__FD_LIFE, true);
     mgr__process_umask((mode_t)k->page->host_umask);
     if (h->set_ids && !k->page->space_user && (code = mgr__process_become((uid_t)h->uid, (gid_t)h->gid)) < 0) return code;
     if ((code = mgr__process_chdir(*directory ? directory : "/")) < 0) return code;
@@ -12608,7 +12616,7 @@ static bool mgr__keeping_group_held(mgr__keeping *k, const mgr__child *c)
 
 /* Kill what ended workers left, find which trees are empty. Without the list
  * nothing is called empty but by the kernel's own word that there is no child
- * (Invariant 4). */
+ * (invariant 4). */
 static void mgr__keeping_sweep(mgr__keeping *k)
 {
     mgr__process_end end;
@@ -12773,7 +12781,8 @@ static enum mgr__words_end mgr__words_round(mgr__keeping *k, int which, const ch
         if (MGR__LOAD(&k->page->dismissed)) return MGR__WORDS_DISMISSED;
         if (now >= until) return MGR__WORDS_UNHEARD;
         uint32_t at = (first + i) % h->address_count;
-        int status = mgr__words_try(&h->addresses[at], h->address_lens[at], text, h->lens[which], mgr__max64(1, mgr__min64(MGR__KEEPER_TRY_MS, share)));
+        int64_t within = mgr__max64(1, mgr__min64(MGR__KEEPER_TRY_MS, share));
+        int status = mgr__words_try(&h->addresses[at], h->address_lens[at], text, h->lens[which], within);
         if (status >= 200 && status < 300) { k->heard = at; return MGR__WORDS_ACCEPTED; }
         if (status >= 400 && status < 500 && status != 429) refused++;
     }
@@ -13039,7 +13048,10 @@ static void mgr__keeping_wait(mgr__keeping *k)
     mgr__keeping_want(&k->polls[1], k->timer_fd);
     mgr__keeping_want(&k->polls[2], k->guard_gone ? -1 : k->guard_fd);
     mgr__keeping_want(&k->polls[3], k->host_dead ? -1 : k->host.fd);
-    for (uint32_t i = 0; i < k->high; i++) if (k->children[i].exec_fd >= 0 && mgr__child_live(&k->children[i])) mgr__keeping_want(&k->polls[count++], k->children[i].exec_fd);
+    for (uint32_t i = 0; i < k->high; i++) {
+        const mgr__child *c = &k->children[i];
+        if (c->exec_fd >= 0 && mgr__child_live(c)) mgr__keeping_want(&k->polls[count++], c->exec_fd);
+    }
     mgr__process_timer_set(k->timer_fd, due);
     k->timer_at = due;
     int64_t left = mgr__max64(0, due - now);
@@ -13059,7 +13071,7 @@ static void mgr__keeping_turn(mgr__keeping *k)
     mgr__keeping_deadlines(k, now);
     for (uint32_t i = 0; i < k->high; i++) if (mgr__child_live(&k->children[i])) mgr__keeping_exec_news(k, &k->children[i]);
     mgr__keeping_sweep_paced(k, now);
-    if (k->phase == MGR__KEEPING_STOP) mgr__keeping_steps(k, now);    /* what was reaped may have been the last: speak now, not at the next tick */
+    if (k->phase == MGR__KEEPING_STOP) mgr__keeping_steps(k, now);    /* the last may have been reaped: speak now, not at the next tick */
     if (k->poke) mgr__page_poke();
     k->poke = false;
 }
@@ -13093,7 +13105,9 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint3
     mgr__process self;
     if (!mgr__process_stat(k->self, &self)) mgr__page_fail(page, MGR__STEP_PROC, -ENOENT);
     mgr__keeping_settle_group(k);
-    while (!MGR__LOAD(&page->keeper)) if (mgr__process_poll_one(guard_fd, POLLIN, 1) > 0) mgr__process_exit(1);     /* our number outside only the guard knows */
+    while (!MGR__LOAD(&page->keeper)) {     /* our number outside only the guard knows */
+        if (mgr__process_poll_one(guard_fd, POLLIN, 1) > 0) mgr__process_exit(1);
+    }
     MGR__STORE(&page->keeper_beat, mgr__process_now_ms());
     MGR__STORE(&page->ready, 1u);
     mgr__page_poke();
@@ -13102,7 +13116,8 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint3
         mgr__keeping_listen(k);
         mgr__keeping_turn(k);
     }
-    if (!k->guard_gone && !page->space) mgr__process_kill(mgr__process_parent(), SIGCONT);     /* one that was stopped by hand would stay for good */
+    bool ours = !k->guard_gone && !page->space;
+    if (ours) mgr__process_kill(mgr__process_parent(), SIGCONT);    /* a guard that was stopped by hand would stay for good */
     mgr__process_exit(0);
 }
 
@@ -13140,7 +13155,8 @@ static int64_t mgr__guard_deadline(mgr__guard *g, int64_t now)
 static int64_t mgr__guard_tick_ms(const mgr__guard *g)
 {
     int64_t beat = mgr__page_beat_ms(g->page);
-    if (g->page->space && g->page->overrun_kill_host && MGR__LOAD(&g->page->in_process)) beat = mgr__min64(beat, g->page->kill_margin_ms / 8 + 1);
+    bool may_kill_host = g->page->space && g->page->overrun_kill_host && MGR__LOAD(&g->page->in_process);
+    if (may_kill_host) beat = mgr__min64(beat, g->page->kill_margin_ms / 8 + 1);
     return mgr__page_lease(g->page) == MGR__LEASE_UNSET ? mgr__max64(10, mgr__min64(beat, g->page->kill_margin_ms / 4)) : beat;
 }
 
@@ -13184,8 +13200,10 @@ static void mgr__guard_watch(mgr__guard *g)
         if (!g->host_gone_at && mgr__process_ref_ended(&g->host)) g->host_gone_at = now;
         int64_t deadline = mgr__guard_deadline(g, now);
         MGR__STORE(&g->page->guard_beat, now);
-        if (MGR__LOAD(&g->page->stuck)) deadline = mgr__max64(deadline, MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_STUCK_MS);    /* it renews the session meanwhile */
-        if (MGR__LOAD(&g->page->work_dead)) deadline = MGR__LOAD(&g->page->keeper_beat) + MGR__KEEPER_MUTE_MS;   /* nothing left to end: it may speak */
+        int64_t beat = MGR__LOAD(&g->page->keeper_beat);
+        bool renews = MGR__LOAD(&g->page->stuck) != 0, speaks = MGR__LOAD(&g->page->work_dead) != 0;
+        if (renews) deadline = mgr__max64(deadline, beat + MGR__KEEPER_STUCK_MS);
+        if (speaks) deadline = beat + MGR__KEEPER_MUTE_MS;
         if (now >= deadline) {
             mgr__guard_end(g, now, deadline);
             deadline = now + 20;
@@ -13320,7 +13338,8 @@ static void mgr__keeper_born(mgr__page *page, mgr__keeper_birth *birth)
     if (code < 0) mgr__page_fail(page, MGR__STEP_DESCRIPTORS, code);
     for (size_t i = 0; i < MGR__COUNT(birth->keep); i++) if (birth->keep[i] >= 0) page->present |= 1u << i;
     if (birth->argv) {
-        pid_t pid = mgr__process_fork(false);       /* exec would give it back the SIGCHLD that the host must not get: let another be its parent */
+        /* exec would give it back the SIGCHLD that the host must not get: let another be its parent */
+        pid_t pid = mgr__process_fork(false);
         if (pid < 0) mgr__page_fail(page, MGR__STEP_FORK, (int)pid);
         if (pid > 0) mgr__process_exit(0);
         for (int fd = MGR__FD_SOCKET; fd < MGR__FD_END; fd++) mgr__process_inherit(fd, true);
@@ -13471,7 +13490,8 @@ static const char *mgr__keeper_group_hint(int code)
     switch (-code) {
     case ENOENT: return " (no cgroup v2 is mounted that this process is in: mount one, or ask for auto or none)";
     case EACCES: case EPERM: case EROFS:
-        return " (its own cgroup must be writable: under systemd by Delegate=yes, in a container by a writable /sys/fs/cgroup; or ask for auto or none)";
+        return " (its own cgroup must be writable: under systemd by Delegate=yes, in a container by a writable /sys/fs/cgroup; "
+               "or ask for auto or none)";
     default: return " (ask for auto or none to do without)";
     }
 }
@@ -13479,8 +13499,10 @@ static const char *mgr__keeper_group_hint(int code)
 static const char *mgr__keeper_space_hint(int code)
 {
     switch (-code) {
-    case EPERM: case EACCES: return " (it takes CAP_SYS_ADMIN, or user namespaces and a /proc that nothing hides: ask for cgroup, auto or none)";
-    case ENOSPC: case EUSERS: return " (user.max_pid_namespaces or user.max_user_namespaces allows no more: raise it, or ask for cgroup, auto or none)";
+    case EPERM: case EACCES:
+        return " (it takes CAP_SYS_ADMIN, or user namespaces and a /proc that nothing hides: ask for cgroup, auto or none)";
+    case ENOSPC: case EUSERS:
+        return " (user.max_pid_namespaces or user.max_user_namespaces allows no more: raise it, or ask for cgroup, auto or none)";
     default: return " (this kernel has no PID namespaces, or no pidfds: ask for cgroup, auto or none)";
     }
 }
@@ -13649,7 +13671,10 @@ static void mgr__keeper_signal(mgr__keeper *k, uint32_t slot, int signo) { mgr__
 
 /* Its stop signal and SIGCONT to the group, SIGKILL for the whole tree after
  * within_ms; 0: SIGKILL at once. A later call can only shorten the time. */
-static void mgr__keeper_stop(mgr__keeper *k, uint32_t slot, uint32_t within_ms) { mgr__keeper_order(k, MGR__FRAME_STOP, slot, 0, within_ms); }
+static void mgr__keeper_stop(mgr__keeper *k, uint32_t slot, uint32_t within_ms)
+{
+    mgr__keeper_order(k, MGR__FRAME_STOP, slot, 0, within_ms);
+}
 
 
 /* After EMPTY or FAILED, or once the keeper is swept. */
@@ -13665,7 +13690,8 @@ static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
  * manager; renew, every renew_ms (a third of the session's TTL), while some of it
  * cannot be killed. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
  * over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was set before then stays. */
-static mgr_result mgr__keeper_last_words(mgr__keeper *k, const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
+static mgr_result mgr__keeper_last_words(mgr__keeper *k,
+                                         const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
                                          mgr__str certificate, mgr__str destroy, mgr__str deregister, mgr__str renew, uint32_t renew_ms)
 {
     mgr__frame_words h;
@@ -13783,7 +13809,10 @@ static mgr_isolate mgr__keeper_isolation(const mgr__keeper *k)
 }
 
 /* Guard and keeper both are gone. */
-static bool mgr__keeper_alone(const mgr__keeper *k) { return mgr__process_ref_ended(&k->guard_ref) && mgr__process_ref_ended(&k->keeper_ref); }
+static bool mgr__keeper_alone(const mgr__keeper *k)
+{
+    return mgr__process_ref_ended(&k->guard_ref) && mgr__process_ref_ended(&k->keeper_ref);
+}
 
 /* Drop what is dead by now. One that is ending has lost its environment long
  * before its files are closed, so it must be remembered by its number. */
@@ -13850,7 +13879,7 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
     mgr__page *page = k->page;
     int populated = -ENOENT;
     if (!k->alone_at) mgr__keeper_be_alone(k, now);
-    if (page->space && k->keeper_ref.fd >= 0) {     /* the kernel has killed and reaped all of the namespace before it called its first process dead */
+    if (page->space && k->keeper_ref.fd >= 0) {     /* the kernel calls a namespace's first process dead when all in it are reaped */
         MGR__STORE(&page->work_dead, 1u);
         MGR__STORE(&page->swept, 1u);
         return MGR__KEEPER_SWEPT;
@@ -13858,7 +13887,7 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
     if (page->group[0]) {
         populated = mgr__process_cgroup_populated(page->group);
         if (populated == 1) mgr__process_cgroup_kill(page->group);
-        for (int i = 0; i < 10 && k->alone_at == now && populated == 1; i++) {     /* the first time: it dies within milliseconds, as a rule */
+        for (int i = 0; i < 10 && k->alone_at == now && populated == 1; i++) {     /* the first time: within milliseconds, as a rule */
             mgr__process_poll_one(-1, 0, 2);
             populated = mgr__process_cgroup_populated(page->group);
         }
@@ -13887,7 +13916,8 @@ static mgr__keeper_status mgr__keeper_look(mgr__keeper *k)
     if (MGR__LOAD(&page->swept) || MGR__LOAD(&page->work_dead)) return MGR__KEEPER_SWEPT;
     if (mgr__keeper_alone(k)) return mgr__keeper_end_alone(k);
     if (silent) mgr__keeper_silence(k);
-    bool dead = silent || k->ended || MGR__LOAD(&page->keeper_gone) || mgr__process_ref_ended(&k->guard_ref) || mgr__process_ref_ended(&k->keeper_ref);
+    bool gone = mgr__process_ref_ended(&k->guard_ref) || mgr__process_ref_ended(&k->keeper_ref);
+    bool dead = silent || gone || k->ended || MGR__LOAD(&page->keeper_gone);
     if (dead) { mgr__page_close(k->page); return MGR__KEEPER_DEAD; }
     return mgr__page_lease(page) == MGR__LEASE_CLOSED ? MGR__KEEPER_CLOSED : MGR__KEEPER_ALIVE;
 }
@@ -14002,7 +14032,8 @@ static bool mgr__life_name_seen(uint64_t nonce)
     if (mgr__process_list_make(&list, MGR__KEEPER_LIST_MAX)) mgr__process_list_all(&list, 0);
     bool seen = !list.whole || !scratch;
     for (size_t i = 0; i < list.count && !seen; i++)
-        seen = list.at[i].state != 'Z' && mgr__process_environ(list.at[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)
+        seen = list.at[i].state != 'Z'
+               && mgr__process_environ(list.at[i].pid, "MANAGER_CHILD=", scratch, scratch_bytes, found, sizeof found)
                && mgr__page_child_name(nonce, found, &slot, &generation);
     mgr__process_list_free(&list);
     mgr__process_unmap(scratch, scratch_bytes);
@@ -14010,7 +14041,7 @@ static bool mgr__life_name_seen(uint64_t nonce)
 }
 
 /* Its supervisors are dead, so that what is left in its group has outlived them
- * (Invariant 3), and is killed. True: the group is empty, or gone. */
+ * (invariant 3), and is killed. True: the group is empty, or gone. */
 static bool mgr__life_group_dead(const mgr__life_record *r)
 {
     const char *name = strrchr(r->group, '/');
@@ -14019,7 +14050,8 @@ static bool mgr__life_group_dead(const mgr__life_record *r)
     for (int i = 0; i < MGR__LIFE_GONE_TRIES; i++) {
         if (mgr__process_cgroup_gone(r->group, (size_t)r->view_bytes, r->view_device, r->view_inode)) return true;
         uint64_t device = 0, inode = 0;
-        bool same = mgr__process_cgroup_view(r->group, &device, &inode) == r->view_bytes && device == r->view_device && inode == r->view_inode;
+        bool same = mgr__process_cgroup_view(r->group, &device, &inode) == r->view_bytes
+                    && device == r->view_device && inode == r->view_inode;
         if (!same) return false;
         int populated = mgr__process_cgroup_populated(r->group);
         if (populated == 0) { mgr__process_cgroup_remove(r->group); return true; }
@@ -14031,7 +14063,9 @@ static bool mgr__life_group_dead(const mgr__life_record *r)
 
 static mgr__verdict mgr__life_prove_record(const mgr__life_record *r, const char *life, const char *boot, const char **why)
 {
-    static const char *const WHO[3] = { "the program of that life still lives", "the guard of that life still lives", "the keeper of that life still lives" };
+    static const char *const WHO[3] = {
+        "the program of that life still lives", "the guard of that life still lives", "the keeper of that life still lives"
+    };
     *why = "its life file is of another life";
     if (r->magic != MGR__LIFE_MAGIC || strcmp(r->life, life) != 0) return MGR__VERDICT_NONE;
     *why = "it was of another boot or PID namespace";
@@ -14106,7 +14140,7 @@ static mgr__verdict mgr__life_prove(const char *dir, const char *evidence, const
         r.life[sizeof r.life - 1] = r.boot[sizeof r.boot - 1] = r.group[sizeof r.group - 1] = 0;
         verdict = mgr__life_prove_record(&r, life, boot, why);
     }
-    if (held && (verdict == MGR__VERDICT_DEAD || !known)) {     /* by a worker, it may be: if nobody supervises it any more it was killed just now */
+    if (held && (verdict == MGR__VERDICT_DEAD || !known)) {     /* by a worker, it may be: unsupervised, it was killed just now */
         *why = fault;
         verdict = MGR__VERDICT_LATER;
     }
@@ -16352,6 +16386,8 @@ static mgr_result mgr__check_replace(mgr *m, mgr__check *old, mgr__check *check)
     return MGR_OK;
 }
 
+static bool mgr__check_text_fault(const char *text) { return text && (!*text || strlen(text) > MGR_NAME_BYTES_MAX); }
+
 static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check *given, bool script)
 {
     mgr_result result = mgr__manager_member_only(m);
@@ -16361,6 +16397,9 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
         return mgr__manager_fail(m, MGR_INVALID, "the mgr_check was not zeroed before its fields were set");
     if (script && (!given->argv || !given->argv[0])) return mgr__manager_fail(m, MGR_INVALID, "a script check needs argv");
     if (!script && !given->ttl_ms) return mgr__manager_fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
+    if (mgr__check_text_fault(given->id) || mgr__check_text_fault(given->name))
+        return mgr__manager_fail(m, MGR_INVALID, "a check's id and name have 1 to MGR_NAME_BYTES_MAX (%d) bytes each, or are left to their defaults",
+                                 MGR_NAME_BYTES_MAX);
     mgr__work *work = mgr__work_find(m, partition);
     if (partition && (!work || work->stopping))
         return mgr__manager_fail(m, MGR_STATE,

@@ -161,7 +161,7 @@ mutant S13 no_drift                     test_manager:default_delay '{ return ((l
 mutant S14 closed_is_reopened           test_keeper:closes_for_good 'if (word == MGR__LEASE_CLOSED) return false;' ''
 mutant S14 lease_is_shortened           test_keeper:closes_for_good 'if (word >= until) return true;' ''
 mutant S14 signal_before_the_word       test_keeper:manager_frozen 'else if (word != MGR__LEASE_CLOSED && (now < mgr__keeping_stop_due(k, word) || !mgr__page_close_if(k->page, word))) return;' 'else if (word != MGR__LEASE_CLOSED && now < mgr__keeping_stop_due(k, word)) return;'
-mutant S14 extended_word_is_closed      test_keeper:was_extended 'if (!__atomic_compare_exchange_n(&page->lease, &word, MGR__LEASE_CLOSED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return word == MGR__LEASE_CLOSED;' '__atomic_store_n(&page->lease, MGR__LEASE_CLOSED, __ATOMIC_SEQ_CST);'
+mutant S14 extended_word_is_closed      test_keeper:was_extended 'bool closed = __atomic_compare_exchange_n(&page->lease, &word, MGR__LEASE_CLOSED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);' '__atomic_store_n(&page->lease, MGR__LEASE_CLOSED, __ATOMIC_SEQ_CST); bool closed = true;'
 mutant S14 late_answer_goes_on          test_cluster:late_confirmation 'if (!mgr__cluster_in_life(c) || !c->round_open) return;' ''
 mutant S15 no_polite_stop               test_cluster:politely 'if (now < c->lease_until - (int64_t)c->config.stop_grace_ms) return;' 'if (now < c->lease_until) return;'
 mutant S15 manager_frozen               test_keeper:manager_frozen 'return word - (int64_t)k->page->stop_grace_ms - mgr__page_early(k->page, k->late);' 'return MGR__NEVER;'
@@ -219,7 +219,7 @@ mutant S27 both_dead_is_proof           test_keeper:unproven 'if (populated == 0
 mutant S27 both_dead_is_proof_at_once   test_keeper:populated_cgroup 'if (populated == 1) return MGR__KEEPER_DEAD;' 'if (populated == 1) return MGR__KEEPER_SWEPT;'
 mutant S27 unproven_status_is_certified test_manager:both_killed_leave 'if (status == MGR__KEEPER_UNPROVEN) {' 'if (false) {'
 mutant S28 stuck_is_let_go              test_keeper:stuck_worker 'mgr__keeping_renew(k, now);' ''
-mutant S28 guard_kills_a_stuck_keeper   test_keeper:stuck_worker 'if (MGR__LOAD(&g->page->stuck)) deadline' 'if (false) deadline'
+mutant S28 guard_kills_a_stuck_keeper   test_keeper:stuck_worker 'if (renews) deadline' 'if (renews && false) deadline'
 
 mutant S29 the_living_are_dead          test_keeper:record_of_a_life 'if (!mgr__process_ended((pid_t)r->who[i].pid, r->who[i].start)) return MGR__VERDICT_LATER;' ''
 mutant S29 any_boot_will_do             test_keeper:death_is_proven 'if (!boot[0] || strcmp(r->boot, boot) != 0) return MGR__VERDICT_NONE;' ''

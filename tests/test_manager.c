@@ -1367,6 +1367,15 @@ TEST(a_script_check_calls_its_handlers_once_a_change)
     argv[2] = command;
     c.argv = argv;
     c.interval_ms = 20;
+    char longest[MGR_NAME_BYTES_MAX + 2];
+    memset(longest, 'x', sizeof longest);
+    longest[sizeof longest - 1] = 0;
+    c.id = longest;
+    CHECK_INT(mgr_check_script(h->m, "0", &c), MGR_INVALID);
+    CHECK(strstr(mgr_error_text(h->m), "MGR_NAME_BYTES_MAX") != NULL);
+    c.id = "";
+    CHECK_INT(mgr_check_script(h->m, "0", &c), MGR_INVALID);
+    c.id = "disk";
     CHECK_INT(mgr_check_script(h->m, "0", &c), MGR_OK);
     WAIT(times(&check_log, "disk pass") == 1);
     turns(100);
