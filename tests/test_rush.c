@@ -1132,6 +1132,24 @@ TEST(slots_move_exactly_the_least)
     }
 }
 
+/* Numbers that stand close together, where the halves end. */
+TEST(the_smallest_come_to_the_front)
+{
+    mgr__rng rng = { 3 };
+    for (size_t round = 0; round < 2000; round++) {
+        uint64_t items[40], base = round % 2 ? mgr__rng_next(&rng) >> 2 : 0;
+        size_t count = 1 + mgr__rng_below(&rng, 40), wanted = 1 + mgr__rng_below(&rng, (uint32_t)count), small = 0;
+        for (size_t n = 0; n < count; n++) {
+            size_t with = mgr__rng_below(&rng, (uint32_t)n + 1);
+            items[n] = items[with];
+            items[with] = base + n;
+        }
+        mgr__rush_smallest(items, count, wanted, base + count);
+        for (size_t n = 0; n < wanted; n++) small += items[n] < base + wanted;
+        CHECK_INT(small, wanted);
+    }
+}
+
 /* With a slot empty the next leave costs more than the least, but not much. */
 TEST(slots_with_one_empty_move_little)
 {
@@ -1677,6 +1695,7 @@ int main(int argc, char **argv)
     RUN(the_largest_map);
     RUN(slots_agree_with_naive);
     RUN(slots_move_exactly_the_least);
+    RUN(the_smallest_come_to_the_front);
     RUN(slots_with_one_empty_move_little);
     RUN(slots_golden);
     RUN(slots_are_all_that_counts);
