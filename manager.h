@@ -2637,11 +2637,11 @@ typedef float    mgr__rush_f4 __attribute__((vector_size(16)));
 
 /* What `light` finds, for each place in a vector apart. */
 typedef struct mgr__rush_lightest {
-    uint32_t first[8], second[8];   /* the two smallest bounds, as the bits of a float */
+    int32_t  first[8], second[8];   /* the two smallest bounds, as the bits of a float */
     uint32_t at[8];                 /* the instance of the first */
 } mgr__rush_lightest;
 
-#define MGR__RUSH_HEAVY 0x7fffffffu     /* above all floats */
+#define MGR__RUSH_HEAVY 0x7fffffff      /* above all floats */
 #define MGR__RUSH_SLOPE 49569800000.0f  /* 2^35 / ln 2, less 2^-16 of it */
 
 /* mgr__rush_draw_folded, on vectors. */
@@ -2663,7 +2663,8 @@ typedef struct mgr__rush_lightest {
  * light_: the smallest bounds of keys of unequal weight. With u = v / 2^32,
  *        -ln(1 - u) >= 2 s (1 + s^2 / 3), s = u / (2 - u): from below, and close
  *        to it up to u = 0.7. Floats only sort out: slope allows for their errors.
- *        Positive ones are in the order of their bits.
+ *        Positive ones are in the order of their bits, and so is -0, which is what
+ *        1 - 1 gives in a program that rounds downward, if they are compared signed.
  * pick(a, b, mask): b where the mask is set, else a; low the same, where the
  * mask says that b is smaller. What does not depend on the last round comes
  * first: the chain from one `best` to the next is what limits the speed. */
@@ -3345,9 +3346,9 @@ static uint32_t mgr__rush_best_equal(const mgr__rush *rush, uint32_t x, uint64_t
     return mgr__rush_best_slowly(rush, x, entry);
 }
 
-static uint32_t mgr__rush_float_bits(float f)
+static int32_t mgr__rush_float_bits(float f)
 {
-    uint32_t bits;
+    int32_t bits;
     memcpy(&bits, &f, sizeof bits);
     return bits;
 }
@@ -3360,7 +3361,8 @@ static uint32_t mgr__rush_best_light(const mgr__rush *rush, const uint32_t *limi
     mgr__rush_lightest light;
     const uint64_t h = rush->hash[x];
     const uint32_t places = mgr__rush_kernel_light(rush, limits, h, &light);
-    uint32_t least = 0, found = MGR__RUSH_NONE, bound = MGR__RUSH_HEAVY - 1;
+    uint32_t least = 0, found = MGR__RUSH_NONE;
+    int32_t bound = MGR__RUSH_HEAVY - 1;
     for (uint32_t n = 1; n < places; n++) if (light.first[n] < light.first[least]) least = n;
     for (uint32_t k = 0; k < places; k++) {
         uint32_t n = k ^ least, i = light.at[n];    /* `least` first */
