@@ -3782,7 +3782,9 @@ static void mgr__rush_lists_pick(mgr__rush *rush, uint64_t g, size_t s, uint32_t
 
 static size_t mgr__rush_slot_share(size_t partitions, size_t slots, size_t s) { return partitions / slots + (s < partitions % slots); }
 
-/* Slot j + 1 joins: what each older one has above its share goes there. */
+/* Slot j + 1 joins: what each older one has above its share goes there. While the
+ * quotient stays the same those are the few between the old and the new remainder, and
+ * it changes 2 sqrt(P) times: without that, 65,536 slots would take a second or two. */
 static void mgr__rush_lists_join(mgr__rush *rush, size_t j)
 {
     mgr__rush_lists *lists = &rush->lists;
@@ -3793,7 +3795,8 @@ static void mgr__rush_lists_join(mgr__rush *rush, size_t j)
     for (size_t n = 0; n < fewest + 1 + MGR__RUSH_LANES && n < parts + MGR__RUSH_LANES; n++) lists->lanes.limit[n] = limit ^ MGR__RUSH_BIAS;
     if (lists->used + parts / (j + 1) > lists->room) mgr__rush_lists_pack(lists, j);
     lists->start[j] = (uint32_t)lists->used;
-    for (size_t s = 0; s < j; s++) {
+    bool few = parts / (j + 1) == fewest;
+    for (size_t s = few ? parts % (j + 1) : 0, end = few ? parts % j : j; s < end; s++) {
         size_t wanted = lists->count[s] - mgr__rush_slot_share(parts, j + 1, s);
         if (!wanted) continue;
         mgr__rush_lists_pick(rush, g, s, limit, wanted);
@@ -4081,8 +4084,8 @@ static void mgr__rush_shuffle(uint64_t seed, uint32_t count, uint32_t of, uint32
 
 /* Servers of weight 0 receive nothing. MGR_INVALID: no replicas; MGR_LIMIT:
  * more than 2^32 - 1 servers, or weights over 65535; MGR_UNPLACEABLE: fewer
- * servers with weight than replicas. Needs no memory; time C R at most, for the
- * draws are made one by one. */
+ * servers with weight than replicas. Needs no memory; time C R + R^2 at most, for the
+ * draws are made one by one, and so are the servers of one sub-cluster. */
 MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclusters, size_t subcluster_count,
                                   uint32_t replicas, uint32_t *servers)
 {
