@@ -153,6 +153,12 @@ blanks_and_tabs() {
     done
 }
 
+long_lines() {
+    for file in "$@"; do
+        awk -v file="$file" -v most=140 'length($0) > most { print file ": line " NR ": " length($0) " columns" }' "$file"
+    done
+}
+
 # exported_names FLAGS...: what an object made from manager.h shows to a linker.
 exported_names() {
     printf '#define MANAGER_IMPLEMENTATION\n#include "%s"\n' "$1" >"$tmp/export.c"
@@ -243,6 +249,9 @@ self_test blanks_and_tabs
 printf '\tint a;\n' >"$tmp/bad.h"
 self_test blanks_and_tabs
 
+printf '%0140d\n' 0 >"$tmp/good.h"; printf '%0141d\n' 0 >"$tmp/bad.h"
+self_test long_lines
+
 mkdir "$tmp/good" "$tmp/bad" && touch "$tmp/good/manager.h" "$tmp/bad/notes.txt"
 if [ -z "$(top_level "$tmp/good")" ] && [ -n "$(top_level "$tmp/bad")" ]; then ok self_test_top_level; else fail self_test_top_level; fi
 
@@ -278,6 +287,7 @@ done
 files=$(find manager.h Makefile README.md LICENSE .ci tests examples -type f \
         \( -name '*.[ch]' -o -name '*.sh' -o -name '*.md' -o -name Makefile -o -name LICENSE -o -name run \) 2>/dev/null)
 real blanks_and_tabs $files
+real long_lines manager.h examples/*.[ch]
 real machine_paths $files
 real top_level .
 real rules_have_mutants manager.h tests/mutants.sh
