@@ -2454,7 +2454,7 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  * [rush] Placement: which instance a partition belongs to
  * what:  RUSH with exact quotas (mgr_rush_map), the same by slots
  *        (mgr_rush_slots) and RUSH_R (mgr_rush_locate);
- *        pure, integers only: every CPU and compiler gets the same map
+ *        pure: every CPU and compiler gets the same map, for integers decide
  * owns:  mgr__rush, for the time of one call
  * calls: [base]
  * ========================================================================== */
@@ -2787,7 +2787,8 @@ typedef char mgr__rush_b8 __attribute__((vector_size(32)));
 #define MGR__RUSH_PICK8(a, b, mask) ((mgr__rush_u8)__builtin_ia32_pblendvb256((mgr__rush_b8)(a), (mgr__rush_b8)(b), (mgr__rush_b8)(mask)))
 #define MGR__RUSH_LOW8(a, b, mask)  ((mgr__rush_u8)__builtin_ia32_pminsd256((mgr__rush_i8)(a), (mgr__rush_i8)(b)))
 #endif
-MGR__RUSH_KERNELS(avx2, __attribute__((target("avx2"))), mgr__rush_u8, mgr__rush_i8, mgr__rush_q8, mgr__rush_f8, MGR__RUSH_PICK8, MGR__RUSH_LOW8)
+MGR__RUSH_KERNELS(avx2, __attribute__((target("avx2"))), mgr__rush_u8, mgr__rush_i8, mgr__rush_q8, mgr__rush_f8, MGR__RUSH_PICK8,
+                  MGR__RUSH_LOW8)
 #endif
 
 /* ---- the state of one call ---- */
@@ -16434,7 +16435,7 @@ static mgr_result mgr__check_add(mgr *m, const char *partition, const mgr_check 
     if (script && (!given->argv || !given->argv[0])) return mgr__manager_fail(m, MGR_INVALID, "a script check needs argv");
     if (!script && !given->ttl_ms) return mgr__manager_fail(m, MGR_INVALID, "a TTL check needs ttl_ms");
     if (mgr__check_text_fault(given->id) || mgr__check_text_fault(given->name))
-        return mgr__manager_fail(m, MGR_INVALID, "a check's id and name have 1 to MGR_NAME_BYTES_MAX (%d) bytes each, or are left to their defaults",
+        return mgr__manager_fail(m, MGR_INVALID, "a check's id and name have 1 to MGR_NAME_BYTES_MAX (%d) bytes, or are left out",
                                  MGR_NAME_BYTES_MAX);
     mgr__work *work = mgr__work_find(m, partition);
     if (partition && (!work || work->stopping))
