@@ -5460,7 +5460,7 @@ static void mgr__setter_failed(mgr__setter *s, const mgr__answer *a, int64_t now
 {
     switch (a->outcome) {
     case MGR__OUTCOME_CONFLICT: mgr__setter_again(s); break;
-    case MGR__OUTCOME_DENIED:   mgr__setter_end(s, MGR_DENIED, "the token may not write the service's keys"); break;
+    case MGR__OUTCOME_DENIED:   mgr__setter_end(s, MGR_DENIED, "the token lacks key_prefix \"manager/<service>/\" write"); break;
     case MGR__OUTCOME_REJECTED: mgr__setter_end(s, MGR_LIMIT, "Consul rejects the partition set"); break;
     case MGR__OUTCOME_OK: case MGR__OUTCOME_NOT_FOUND: case MGR__OUTCOME_UNSENT: case MGR__OUTCOME_UNKNOWN:
         s->state = MGR__SETTER_LOOK;
@@ -7618,10 +7618,26 @@ static void mgr__cluster_trouble(mgr__cluster *c, const mgr__answer *a, const ch
     c->not_before = now + mgr__cluster_backoff(c, c->work_failures);
 }
 
+/* What a token must allow for the step that was refused: Consul seldom says it. */
+static const char *mgr__phase_right(mgr__phase phase)
+{
+    switch (phase) {
+    case MGR__PHASE_NODE:     return "agent_prefix \"\" read, to ask the agent for its node";
+    case MGR__PHASE_LOOK: case MGR__PHASE_SET: return "key_prefix \"manager/<service>/\" write, for the service's keys";
+    case MGR__PHASE_REGISTER: return "service_prefix \"\" write, to register the instance";
+    case MGR__PHASE_SESSION:  return "session_prefix \"\" write, to make a session";
+    case MGR__PHASE_JOIN:     return "key_prefix \"manager/<service>/\" write, for the instance's key";
+    case MGR__PHASE_CLEAN: case MGR__PHASE_MEMBER: case MGR__PHASE_ENDING: case MGR__PHASE_LEAVING: case MGR__PHASE_PARTING:
+    case MGR__PHASE_LEFT: break;
+    }
+    return "a right";
+}
+
 static void mgr__cluster_entering_failed(mgr__cluster *c, const mgr__answer *a, int64_t now)
 {
     if (a->outcome == MGR__OUTCOME_DENIED) {
-        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cannot enter: an ACL right is missing (%.*s)", mgr__str_width(a->text, 200), a->text.at);
+        mgr__cluster_tell(c, MGR_EVENT_ERROR, "cannot enter: the token lacks %s (%.*s)", mgr__phase_right(c->phase),
+                          mgr__str_width(a->text, 200), a->text.at);
         mgr__cluster_left(c, MGR_DENIED, now);
         return;
     }
@@ -16121,7 +16137,9 @@ static mgr_result mgr__manager_outcome_result(mgr *m, const mgr__answer *a, cons
     case MGR__OUTCOME_OK:        return MGR_OK;
     case MGR__OUTCOME_CONFLICT:  return mgr__manager_fail(m, MGR_CONFLICT, "%s: somebody changed it meanwhile; try again", what);
     case MGR__OUTCOME_NOT_FOUND: return mgr__manager_fail(m, MGR_NOT_FOUND, "%s: Consul does not know it", what);
-    case MGR__OUTCOME_DENIED:    return mgr__manager_fail(m, MGR_DENIED, "%s: an ACL right is missing: %.*s", what, len, a->text.at);
+    case MGR__OUTCOME_DENIED:
+        return mgr__manager_fail(m, MGR_DENIED, "%s: the token lacks key_prefix \"manager/<service>/\" write (read, to look): %.*s",
+                                 what, len, a->text.at);
     case MGR__OUTCOME_REJECTED:  return mgr__manager_fail(m, MGR_PROTOCOL, "%s: Consul refuses: %.*s", what, len, a->text.at);
     case MGR__OUTCOME_UNSENT: case MGR__OUTCOME_UNKNOWN: break;
     }

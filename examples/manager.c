@@ -219,7 +219,7 @@ typedef struct options {
     const char *reason;
     list     partitions, instances, tags, add, remove, reweigh;
     list     kept;                  /* values of the configuration file, and paths made absolute */
-    uint32_t weight, dev_count, moves_max, breaker_percent;
+    uint32_t weight, dev_count, moves_max, breaker_percent, live;
     uint32_t lease_ms, delay_ms, ttl_ms, stop_grace_ms, rejoin_grace_ms, settle_ms, start_timeout_ms;
     uint32_t check_ttl_ms, check_interval_ms, timeout_ms;
     int      stop_signal;
@@ -559,6 +559,7 @@ static const option OPTIONS[] = {
     {"json", 0, NULL, STATUS | PLAN | TIMINGS, set_flag, AT(json), "one line of JSON instead of a table"},
     {"watch", 0, NULL, STATUS, set_flag, AT(watch), "show it again whenever it changes"},
     {"timeout", 0, "DURATION", WAIT, set_duration, AT(timeout_ms), "give up after so long; default 30s"},
+    {"live", 0, "NUMBER", WAIT, set_number, AT(live), "and until at least so many instances are live; default 1"},
     {"yes", 0, NULL, EVICT, set_flag, AT(yes), "do not ask"},
     {"consul", 0, "ADDR[,ADDR]", ANY & ~DEV, set_text, AT(consul), "host:port or unix:///path; else CONSUL_HTTP_ADDR, else 127.0.0.1:8500"},
     {"consul", 0, "ADDR[,ADDR]", DEV, set_text, AT(consul), "host:port or unix:///path: use that agent instead of the one built in"},
@@ -1777,6 +1778,9 @@ static void say_unconverged(const program *p, const mgr_view *view, const char *
     if (!census_of(view).alive)
         say(p, "service %s is not converged after %s: no instance is alive; start one with manager run -s %s -- COMMAND",
             p->opt.service, after, p->opt.service);
+    else if (view->converged)
+        say(p, "service %s has %zu of %u instances live after %s; start more, or see manager status -s %s", p->opt.service, census_of(view).alive,
+            (unsigned)p->opt.live, after, p->opt.service);
     else if (!first) say(p, "service %s is not converged after %s; see manager status -s %s", p->opt.service, after, p->opt.service);
     else
         say(p, "service %s is not converged after %s: %zu of %zu partition%s not held by the instance assigned to; "
@@ -1803,7 +1807,8 @@ static int wait_until(program *p, mgr *m, int64_t deadline, const char *after)
         mgr_view *view = NULL;
         mgr_result result = view_read(m, left < 1000 ? 1000 : (uint32_t)left, &view);
         bool pointless = result == MGR_DENIED || result == MGR_INVALID || result == MGR_NO_MEMORY;
-        bool over = pointless || now_ms() >= deadline, converged = result == MGR_OK && view->converged;
+        bool over = pointless || now_ms() >= deadline;
+        bool converged = result == MGR_OK && view->converged && census_of(view).alive >= p->opt.live;
         uint64_t index = result == MGR_OK ? view->index : 0;
         if (converged) print_converged(view);
         else if (over && result == MGR_OK) say_unconverged(p, view, after);
@@ -2851,7 +2856,7 @@ static const command COMMANDS[] = {
      "show instances and partitions; exit 3 unless converged", "", NULL, false, true, cmd_status},
     {"why", WHY, "-s SERVICE PARTITION",
      "say why a partition is where it is, or is not running", "", "PARTITION", false, true, cmd_why},
-    {"wait", WAIT, "-s SERVICE [--timeout 30s]",
+    {"wait", WAIT, "-s SERVICE [--timeout 30s] [--live NUMBER]",
      "wait until every partition is assumed; exit 3 if it is not", "", NULL, false, true, cmd_wait},
     {"plan", PLAN,
      "-s SERVICE [--add ID[:WEIGHT]]... [--remove ID]... [--weight ID=WEIGHT]... [--partitions LIST] [--placement POLICY] [--json]",
@@ -2864,7 +2869,9 @@ static const command COMMANDS[] = {
      "which must weigh the same: as little as can moves when one comes or goes, much when the set changes.\n"
      "A change of policy moves most partitions, once: manager plan --placement shows what.\n", "LIST", false, true, cmd_partitions},
     {"drain", DRAIN, "-s SERVICE INSTANCE",
-     "make an instance hand everything over and stay", "", "INSTANCE", false, true, cmd_drain},
+     "make an instance hand everything over and stay",
+     "The wish belongs to the id: it holds for an instance that is away, and when one of this id comes\n"
+     "back, until undrain.\n", "INSTANCE", false, true, cmd_drain},
     {"undrain", UNDRAIN, "-s SERVICE INSTANCE",
      "let it take work again", "", "INSTANCE", false, true, cmd_undrain},
     {"pause", PAUSE, "-s SERVICE [--reason TEXT]",

@@ -38,6 +38,8 @@ typedef struct e2e_agent {
     char  address[240];            /* what --consul is given; of a server in a cluster: its own first, then the others' */
     int   http_port, server_port, serf_port;
     char  join[2][64];             /* the other servers, "" for a single agent */
+    const char *hcl;               /* more configuration; NULL: none */
+    char  token[64];               /* for what the tests themselves ask of it */
     pid_t pid;                     /* 0: not running */
 } e2e_agent;
 
@@ -547,7 +549,7 @@ static int e2e_http(const e2e_agent *agent, const char *method, const char *path
     int fd = e2e_connect(agent->host, agent->http_port), status = 0;
     e2e_out[0] = 0;
     if (fd < 0) return 0;
-    int len = snprintf(text, sizeof text, "%s %s HTTP/1.0\r\nContent-Length: %zu\r\n\r\n%s", method, path, strlen(body), body);
+    int len = snprintf(text, sizeof text, "%s %s HTTP/1.0\r\nX-Consul-Token: %s\r\nContent-Length: %zu\r\n\r\n%s", method, path, agent->token, strlen(body), body);
     size_t got = 0;
     if (send(fd, text, (size_t)len, MSG_NOSIGNAL) == len)
         for (ssize_t n; got < sizeof text - 1 && (n = recv(fd, text + got, sizeof text - 1 - got, 0)) > 0; ) got += (size_t)n;
@@ -622,6 +624,7 @@ static void e2e_agent_start(e2e_agent *agent)
         snprintf(text[t], sizeof text[t], "-retry-join=%s", agent->join[i]);
         argv[n++] = text[t++];
     }
+    if (agent->hcl) { argv[n++] = (char *)(uintptr_t)"-hcl"; argv[n++] = (char *)(uintptr_t)agent->hcl; }
     argv[n] = NULL;
     snprintf(log, sizeof log, "%s.log", agent->dir);
     agent->pid = e2e_spawn(argv, log, log);

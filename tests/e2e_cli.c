@@ -145,6 +145,7 @@ E2E(two_services_stand_alone)
     e2e_run(agent, "two", "b", "-p", "x,y,z", NULL);
     CHECK_INT(e2e_cli("wait", "--consul", agent->address, "-s", "one", "--timeout", "20s", NULL), 0);
     CHECK_INT(e2e_cli("wait", "--consul", agent->address, "-s", "two", "--timeout", "20s", NULL), 0);
+    refused(e2e_cli("wait", "--consul", agent->address, "-s", "two", "--timeout", "300ms", "--live", "9", NULL), 3, "of 9 instances live", "too few");
     CHECK_INT(e2e_status(agent, "one", &view), 0);
     CHECK_STR(view.service, "one");
     CHECK(view.member_count == 1 && view.part_count == 2);
@@ -408,6 +409,65 @@ E2E(a_log_that_nobody_reads_costs_no_lease)
     unlink(fifo);
 }
 
+/* ---- access rights ---- */
+
+/* A token that may do what README.md names, but for the rule numbered `without` (from 0), which is cut down to `instead`. */
+static void make_token(e2e_agent *agent, const char *service, int without, const char *instead, char *secret)
+{
+    static int number;
+    const char *rules[] = { "write", "write", "write", "read", "read" };
+    char body[1500], path[64];
+    if (without >= 0) rules[without] = instead;
+    snprintf(body, sizeof body,
+             "{\"Name\":\"p%d\",\"Rules\":\"key_prefix \\\"manager/%s/\\\" { policy = \\\"%s\\\" } session_prefix \\\"\\\" { policy = \\\"%s\\\" } "
+             "service_prefix \\\"\\\" { policy = \\\"%s\\\" } agent_prefix \\\"\\\" { policy = \\\"%s\\\" } node_prefix \\\"\\\" { policy = \\\"%s\\\" }\"}",
+             number, service, rules[0], rules[1], rules[2], rules[3], rules[4]);
+    CHECK_INT(e2e_http(agent, "PUT", "/v1/acl/policy", body), 200);
+    snprintf(secret, 40, "00000000-0000-4000-8000-%012d", number);
+    snprintf(body, sizeof body, "{\"SecretID\":\"%s\",\"Policies\":[{\"Name\":\"p%d\"}]}", secret, number++);
+    snprintf(path, sizeof path, "/v1/acl/token");
+    CHECK_INT(e2e_http(agent, "PUT", path, body), 200);
+}
+
+/* With the rights that README.md names all goes well, up to a killed manager's
+ * certificate; without one of them it is named. */
+E2E(rights_that_suffice_and_rights_that_lack)
+{
+    static const struct { int rule; const char *instead, *word; } LACKS[] = {
+        { 0, "read", "key_prefix" }, { 0, "deny", "key_prefix" }, { 1, "read", "session_prefix" }, { 2, "read", "service_prefix" }, { 3, "deny", "agent_prefix" }
+    };
+    e2e_agent agent;
+    char secret[40];
+    e2e_agent_make(&agent, "guarded", "127.0.0.1");
+    agent.hcl = "acl { enabled = true default_policy = \"deny\" enable_token_persistence = true }";
+    e2e_agent_start(&agent);
+    int code = 0;
+    for (int64_t until = e2e_now_ms() + 15000; code != 200 && e2e_now_ms() < until; e2e_sleep(100)) code = e2e_http(&agent, "PUT", "/v1/acl/bootstrap", "");
+    const char *id = strstr(e2e_out, "\"SecretID\"");
+    CHECK(code == 200 && id && sscanf(id, "\"SecretID\" : \"%39[^\"]", agent.token) == 1);
+    if (!agent.token[0]) { CHECK(!"bootstrapped"); return; }
+    char body[100];
+    snprintf(body, sizeof body, "{\"Token\":\"%s\"}", agent.token);
+    CHECK_INT(e2e_http(&agent, "PUT", "/v1/agent/token/agent", body), 200);
+    CHECK(e2e_agent_ready(&agent, 15000));
+    make_token(&agent, "guarded", -1, "", secret);
+    setenv("CONSUL_HTTP_TOKEN", secret, 1);
+    e2e_instance a = e2e_run(&agent, "guarded", "a", "-p", "0..3", NULL);
+    e2e_run(&agent, "guarded", "b", NULL);
+    CHECK(e2e_wait_settled(&agent, "guarded", 2, 4, &view, 20000));
+    kill(a.pid, SIGKILL);
+    CHECK(e2e_wait_settled(&agent, "guarded", 1, 4, &view, 3000));      /* before the delay: certified */
+    for (size_t i = 0; i < MGR__COUNT(LACKS); i++) {
+        make_token(&agent, "lacking", LACKS[i].rule, LACKS[i].instead, secret);
+        setenv("CONSUL_HTTP_TOKEN", secret, 1);
+        e2e_instance one = e2e_run(&agent, "lacking", "a", "-p", "0..1", NULL);
+        CHECK_INT(e2e_wait_end(one.pid, 15000), 77);
+        if (!strstr(e2e_said(&one), LACKS[i].word)) printf("without %s: %s\n", LACKS[i].word, e2e_said(&one));
+        CHECK(strstr(e2e_said(&one), LACKS[i].word) != NULL);
+    }
+    unsetenv("CONSUL_HTTP_TOKEN");
+}
+
 static int run(int argc, char **argv)
 {
     RUN(misuse_is_one_line_and_64);
@@ -424,6 +484,7 @@ static int run(int argc, char **argv)
     RUN(a_second_sigterm_kills_at_once);
     RUN(checks_stand_in_consul);
     RUN(a_log_that_nobody_reads_costs_no_lease);
+    RUN(rights_that_suffice_and_rights_that_lack);
     return test__end();
 }
 
