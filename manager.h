@@ -951,6 +951,20 @@ MGRAPI void       mgr_view_free(mgr *m, mgr_view *view);
 /* Wait until the service's state has changed after `index` or timeout_ms passed. */
 MGRAPI mgr_result mgr_view_wait(mgr *m, uint64_t index, uint32_t timeout_ms);
 
+/* What the agent shows of its own settings: how fast a cluster notices failures. 0: it
+ * does not show it. (GET /v1/agent/self, DebugConfig) */
+typedef struct mgr_agent_view {
+    bool     server;                 /* else the next two are not what the servers go by, and 0 */
+    uint32_t session_ttl_min_ms;     /* Consul takes no session of less; 0: its own 10 s */
+    uint32_t raft_election_ms;       /* 1000 times raft_multiplier */
+    uint32_t probe_ms;               /* gossip_lan.probe_interval */
+    uint32_t suspicion_mult;         /* gossip_lan.suspicion_mult */
+} mgr_agent_view;
+
+/* Ask the agent, waiting at most timeout_ms. Observers only. MGR_DENIED: it takes
+ * agent_prefix "" read; MGR_UNREACHABLE. */
+MGRAPI mgr_result mgr_agent_read(mgr *m, uint32_t timeout_ms, mgr_agent_view *out);
+
 /* ---- placement alone, pure: any thread ---- */
 typedef struct mgr_member { const char *id; uint32_t weight; uint64_t joined; } mgr_member;   /* joined: CreateIndex of its key */
 
@@ -1871,7 +1885,7 @@ static void mgr__json_skip(mgr__json *j)
 }
 
 /* The same, and its text as it stands. */
-MGR__UNUSED static mgr__str mgr__json_raw(mgr__json *j)
+static mgr__str mgr__json_raw(mgr__json *j)
 {
     mgr__json_peek(j);
     size_t start = j->at;
@@ -4216,7 +4230,8 @@ typedef struct mgr__answer {
     uint32_t     failed[MGR__TXN_OPS_MAX];   /* CONFLICT: indices of the ops that failed, as far as Consul names them */
     size_t       failed_count;
     mgr__str     session;       /* SESSION_CREATE */
-    mgr__str     node;          /* AGENT_SELF */
+    mgr__str     node;          /* AGENT_SELF, both */
+    mgr_agent_view agent;
     mgr__str     text;          /* what Consul, or the connection, said: for messages */
 } mgr__answer;
 
@@ -11730,12 +11745,76 @@ static mgr__str mgr__consul_find_text(mgr__consul_reader *reader, const char *na
     return found;
 }
 
-static mgr__str mgr__consul_node_name(mgr__consul_reader *reader)
+/* A duration as Go writes it, in quotes: "1m30s", "1.5s", "52ms". 0: below a
+ * millisecond, or none. */
+static uint32_t mgr__consul_duration_ms(mgr__str text)
 {
-    mgr__str key, found = mgr__str_of("");
-    if (!mgr__json_object(&reader->json)) return found;
-    while (mgr__json_key(&reader->json, &key)) if (mgr__str_is(key, "Config")) found = mgr__consul_find_text(reader, "NodeName");
-    return found;
+    if (text.len < 2 || text.at[0] != '"' || text.at[text.len - 1] != '"') return 0;
+    text = mgr__str_make(text.at + 1, text.len - 2);
+    static const struct { const char *unit; double ms; } UNITS[] = { { "h", 3600000 }, { "ms", 1 }, { "m", 60000 }, { "s", 1000 } };
+    double sum = 0;
+    while (text.len) {
+        double number = 0, place = 1, ms = 0;
+        for (; text.len && ((*text.at >= '0' && *text.at <= '9') || *text.at == '.'); text = mgr__str_skip(text, 1)) {
+            if (*text.at == '.') { place = 0.1; continue; }
+            if (place < 1) { number += place * (*text.at - '0'); place /= 10; }
+            else number = number * 10 + (*text.at - '0');
+        }
+        size_t len = 0;
+        while (len < text.len && !(text.at[len] >= '0' && text.at[len] <= '9')) len++;
+        for (size_t i = 0; i < MGR__COUNT(UNITS); i++) if (mgr__str_is(mgr__str_make(text.at, len), UNITS[i].unit)) ms = UNITS[i].ms;
+        if (!len) return 0;
+        sum += number * ms;
+        text = mgr__str_skip(text, len);
+    }
+    return sum < 1 ? 0 : sum < 4294967295.0 ? (uint32_t)sum : UINT32_MAX;
+}
+
+/* 0: it is none, or not below 100. */
+static uint32_t mgr__consul_small_number(mgr__str text)
+{
+    uint32_t number = 0;
+    for (size_t i = 0; i < text.len; i++) {
+        if (text.len > 2 || text.at[i] < '0' || text.at[i] > '9') return 0;
+        number = number * 10 + (uint32_t)(text.at[i] - '0');
+    }
+    return number;
+}
+
+static void mgr__consul_agent_config(mgr__consul_reader *reader, mgr__answer *out)
+{
+    mgr__str key;
+    if (!mgr__json_object(&reader->json)) return;
+    while (mgr__json_key(&reader->json, &key)) {
+        if (mgr__str_is(key, "NodeName")) out->node = mgr__consul_string(reader);
+        else if (mgr__str_is(key, "Server")) out->agent.server = mgr__str_is(mgr__json_raw(&reader->json), "true");
+    }
+}
+
+/* Consul promises nothing of what stands here: whatever it is, no instance may fail to
+ * enter for it. */
+static void mgr__consul_agent_debug(mgr__json *j, mgr_agent_view *agent)
+{
+    mgr__str key;
+    if (mgr__json_null(j) || !mgr__json_object(j)) return;
+    while (mgr__json_key(j, &key)) {
+        if (mgr__str_is(key, "SessionTTLMin")) agent->session_ttl_min_ms = mgr__consul_duration_ms(mgr__json_raw(j));
+        else if (mgr__str_is(key, "ConsulRaftElectionTimeout")) agent->raft_election_ms = mgr__consul_duration_ms(mgr__json_raw(j));
+        else if (mgr__str_is(key, "GossipLANProbeInterval")) agent->probe_ms = mgr__consul_duration_ms(mgr__json_raw(j));
+        else if (mgr__str_is(key, "GossipLANSuspicionMult")) agent->suspicion_mult = mgr__consul_small_number(mgr__json_raw(j));
+    }
+}
+
+static void mgr__consul_agent_self(mgr__consul_reader *reader, mgr__answer *out)
+{
+    mgr__str key;
+    out->node = mgr__str_of("");
+    if (!mgr__json_object(&reader->json)) return;
+    while (mgr__json_key(&reader->json, &key)) {
+        if (mgr__str_is(key, "Config")) mgr__consul_agent_config(reader, out);
+        else if (mgr__str_is(key, "DebugConfig")) mgr__consul_agent_debug(&reader->json, &out->agent);
+    }
+    if (!out->agent.server) out->agent.session_ttl_min_ms = out->agent.raft_election_ms = 0;
 }
 
 /* The entries of {"Results":[{"KV":{...}}, ...],"Errors":null}. */
@@ -11832,7 +11911,7 @@ static void mgr__consul_parse_ok(mgr__consul_reader *reader, const mgr__request 
         mgr__consul_want(reader, out->session, "no ID of a session");
         break;
     case MGR__ASK_AGENT_SELF:
-        out->node = mgr__consul_node_name(reader);
+        mgr__consul_agent_self(reader, out);
         mgr__consul_want(reader, out->node, "no Config.NodeName");
         break;
     case MGR__ASK_SESSION_DESTROY: case MGR__ASK_CATALOG_DEREGISTER:
@@ -16791,6 +16870,20 @@ MGRAPI mgr_result mgr_view_read(mgr *m, uint32_t timeout_ms, mgr_view **out)
     mgr__picture_free(&picture);
     if (result == MGR_OK) *out = &v->view;
     else if (v) { mgr__arena_free(&v->arena); mgr__free(&m->heap, v); }
+    return result;
+}
+
+MGRAPI mgr_result mgr_agent_read(mgr *m, uint32_t timeout_ms, mgr_agent_view *out)
+{
+    memset(out, 0, sizeof *out);
+    mgr_result result = mgr__manager_observer_only(m);
+    if (result != MGR_OK) return result;
+    mgr__request_start(&m->side, &m->heap, MGR__ASK_AGENT_SELF, MGR__LANE_WORK);
+    mgr__call(m, timeout_ms);
+    if (m->call_answer.outcome == MGR__OUTCOME_DENIED)
+        return mgr__manager_fail(m, MGR_DENIED, "asking the agent for its settings: the token lacks agent_prefix \"\" read");
+    result = mgr__manager_outcome_result(m, &m->call_answer, "asking the agent for its settings");
+    if (result == MGR_OK) *out = m->call_answer.agent;
     return result;
 }
 

@@ -1779,8 +1779,8 @@ static void say_unconverged(const program *p, const mgr_view *view, const char *
         say(p, "service %s is not converged after %s: no instance is alive; start one with manager run -s %s -- COMMAND",
             p->opt.service, after, p->opt.service);
     else if (view->converged)
-        say(p, "service %s has %zu of %u instances live after %s; start more, or see manager status -s %s", p->opt.service, census_of(view).alive,
-            (unsigned)p->opt.live, after, p->opt.service);
+        say(p, "service %s has %zu of %u instances live after %s; start more, or see manager status -s %s",
+            p->opt.service, census_of(view).alive, (unsigned)p->opt.live, after, p->opt.service);
     else if (!first) say(p, "service %s is not converged after %s; see manager status -s %s", p->opt.service, after, p->opt.service);
     else
         say(p, "service %s is not converged after %s: %zu of %zu partition%s not held by the instance assigned to; "
@@ -2525,6 +2525,8 @@ enum { TERM_COUNT = 14 };
 
 typedef struct settings {
     int64_t lease_ms, delay_ms, ttl_ms, grace_ms, margin_ms, rejoin_ms, settle_ms;
+    int64_t detect_ms, election_ms;     /* as the agent's own settings have it, else by Consul's defaults */
+    mgr_agent_view agent;
 } settings;
 
 enum {
@@ -2532,8 +2534,10 @@ enum {
     DEFAULT_BACKOFF_MS = 250,
     CONFIRMS_PER_LEASE = 3,
     CHECK_TTL_MORE_MS = 2000,       /* an instance's own check ends so much after the delay */
-    DETECT_MS = 8000,               /* until serf calls a node failed: mostly 5 to 6 s, up to 7.5 in some 250 trials */
-    ELECTION_MS = 10000,            /* until a new leader stands, with Consul's default timing */
+    PROBE_MS = 1000, SUSPICION_MULT = 4, RAFT_ELECTION_MS = 5000,   /* Consul's defaults */
+    DETECT_PER_SUSPICION = 2,       /* until serf calls a node failed, 8 s: mostly 5 to 6, up to 7.5 in some 250 trials */
+    ELECTION_PER_TIMEOUT = 2,       /* until a new leader stands, 10 s: followers wait one to two timeouts */
+    DETECT_LEAST_MS = 1000, ELECTION_LEAST_MS = 3000,
     CONSUL_MS = 1000                /* one wake-up, read, lock and start; an allowance: measured 0.03 s */
 };
 
@@ -2644,17 +2648,17 @@ static int64_t term_ms(const settings *s, unsigned term)
 {
     switch (term) {
     case BACKOFF: return DEFAULT_BACKOFF_MS;
-    case DOWNTIME: return DETECT_MS;
+    case DOWNTIME: return s->detect_ms;
     case ROUND: return (s->lease_ms < s->ttl_ms ? s->lease_ms : s->ttl_ms) / CONFIRMS_PER_LEASE;
     case LEASE: return s->lease_ms;
     case GRACE: return s->grace_ms;
     case KILL_MARGIN: return s->margin_ms;
-    case DETECT: return DETECT_MS;
+    case DETECT: return s->detect_ms;
     case SILENCE: return silence_ms(s->lease_ms);
     case CHECK_TTL: return s->delay_ms + CHECK_TTL_MORE_MS;
     case DELAY: return s->delay_ms > s->rejoin_ms ? s->delay_ms : s->rejoin_ms;
     case REJOIN: return s->rejoin_ms;
-    case ELECTION: return ELECTION_MS;
+    case ELECTION: return s->election_ms;
     case SETTLE: return s->settle_ms;
     case CONSUL: return CONSUL_MS;
     default: return 0;
@@ -2664,7 +2668,7 @@ static int64_t term_ms(const settings *s, unsigned term)
 /* An election that the lease covers stops nothing. */
 static bool nothing_stops(const settings *s, unsigned terms)
 {
-    return !terms || ((terms & ELECTION) && s->lease_ms - s->grace_ms >= ELECTION_MS);
+    return !terms || ((terms & ELECTION) && s->lease_ms - s->grace_ms >= s->election_ms);
 }
 
 /* From the fault, or without end from when it is over. */
@@ -2712,13 +2716,27 @@ static void settings_of(settings *s, const options *o, uint32_t lease_ms, uint32
     s->settle_ms = given_ms(o->settle_ms, DEFAULT_SETTLE_MS);
 }
 
+static void settings_of_agent(settings *s, const mgr_agent_view *a)
+{
+    int64_t probe_ms = a->probe_ms ? a->probe_ms : PROBE_MS, mult = a->suspicion_mult ? a->suspicion_mult : SUSPICION_MULT;
+    int64_t election_ms = a->raft_election_ms ? a->raft_election_ms : RAFT_ELECTION_MS;
+    s->agent = *a;
+    s->detect_ms = DETECT_PER_SUSPICION * mult * probe_ms;
+    s->election_ms = ELECTION_PER_TIMEOUT * election_ms;
+    if (s->detect_ms < DETECT_LEAST_MS) s->detect_ms = DETECT_LEAST_MS;
+    if (s->election_ms < ELECTION_LEAST_MS) s->election_ms = ELECTION_LEAST_MS;
+}
+
 static void timings_json(text *out, const settings *s)
 {
     text_format(out, "{\"settings\":{\"lease_ms\":%lld,\"delay_ms\":%lld,\"kill_margin_ms\":%lld,\"stop_grace_ms\":%lld,"
                 "\"session_ttl_ms\":%lld,\"rejoin_grace_ms\":%lld,\"settle_ms\":%lld,"
-                "\"detection_ms\":%d,\"election_ms\":%d,\"consul_ms\":%d},\"failures\":[",
+                "\"detection_ms\":%lld,\"election_ms\":%lld,\"consul_ms\":%d,\"session_ttl_min_ms\":%u,\"raft_election_ms\":%u,"
+                "\"probe_ms\":%u,\"suspicion_mult\":%u},\"failures\":[",
                 (long long)s->lease_ms, (long long)s->delay_ms, (long long)s->margin_ms, (long long)s->grace_ms,
-                (long long)s->ttl_ms, (long long)s->rejoin_ms, (long long)s->settle_ms, DETECT_MS, ELECTION_MS, CONSUL_MS);
+                (long long)s->ttl_ms, (long long)s->rejoin_ms, (long long)s->settle_ms, (long long)s->detect_ms, (long long)s->election_ms,
+                CONSUL_MS, (unsigned)s->agent.session_ttl_min_ms, (unsigned)s->agent.raft_election_ms, (unsigned)s->agent.probe_ms,
+                (unsigned)s->agent.suspicion_mult);
     for (size_t i = 0; i < FAILURE_COUNT; i++) {
         long long failover_ms = (long long)terms_ms(s, FAILURES[i].failover);
         text_format(out, "%s{\"failure\":\"%s\",\"failover_ms\":", i ? "," : "", FAILURES[i].name);
@@ -2730,23 +2748,64 @@ static void timings_json(text *out, const settings *s)
     text_add(out, "]}\n");
 }
 
+/* Which of it the agent showed. */
+static void timings_agent(text *out, const settings *s)
+{
+    const mgr_agent_view *a = &s->agent;
+    if (!a->probe_ms && !a->raft_election_ms) {
+        text_add(out, "detection and election are those of Consul's defaults (with -s the agent is asked for its own)\n");
+        return;
+    }
+    text_add(out, "the agent: probe interval ");
+    text_duration(out, a->probe_ms);
+    text_format(out, ", suspicion_mult %u", (unsigned)a->suspicion_mult);
+    if (a->server) {
+        text_add(out, ", raft election timeout ");
+        text_duration(out, a->raft_election_ms);
+        text_format(out, " (raft_multiplier %u), session TTL minimum ", (unsigned)(a->raft_election_ms / 1000));
+        text_duration(out, a->session_ttl_min_ms ? a->session_ttl_min_ms : 10000);
+    } else text_add(out, "; a client agent does not show the servers' raft_multiplier and session TTL minimum: by Consul's defaults");
+    text_add(out, "\n");
+}
+
 static void timings_settings(text *out, const settings *s)
 {
     const struct { const char *word; int64_t ms; } shown[] = {
         {"lease", s->lease_ms}, {"delay", s->delay_ms}, {"kill margin", s->margin_ms}, {"stop grace", s->grace_ms},
-        {"rejoin grace", s->rejoin_ms}, {"settle", s->settle_ms}, {"detection", DETECT_MS}, {"election", ELECTION_MS}, {"consul", CONSUL_MS}
+        {"rejoin grace", s->rejoin_ms}, {"settle", s->settle_ms}, {"detection", s->detect_ms}, {"election", s->election_ms},
+        {"consul", CONSUL_MS}
     };
     for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
         text_format(out, "%s%s ", i ? ", " : "", shown[i].word);
         text_duration(out, shown[i].ms);
     }
-    text_add(out, "\n\n");
+    text_add(out, "\n");
+    timings_agent(out, s);
+    text_add(out, "\n");
 }
 
+/* Indented, broken between words. */
+static void text_paragraph(text *out, const char *words)
+{
+    enum { INDENT = 4, COLUMNS = 110 };
+    size_t column = 0;
+    while (*words) {
+        size_t len = strcspn(words, " ");
+        bool first = column == 0, fits = column + 1 + len <= COLUMNS;
+        if (!first && !fits) text_add(out, "\n");
+        text_format(out, "%*s%.*s", first || !fits ? INDENT : 1, "", (int)len, words);
+        column = first || !fits ? INDENT + len : column + 1 + len;
+        words += len + (words[len] == ' ');
+    }
+    text_add(out, "\n");
+}
+
+/* A row for each failure, and below it why it takes so long. */
 static void timings_table(text *out, const settings *s)
 {
-    static const char *const HEADS[] = { "FAILURE", "FAILOVER", "OVERLAP", "SUM OF", "WHY" };
+    static const char *const HEADS[] = { "FAILURE", "FAILOVER", "OVERLAP", "SUM OF" };
     table t;
+    text rows = { NULL, 0, 0, false };
     timings_settings(out, s);
     table_head(&t, HEADS, sizeof HEADS / sizeof *HEADS);
     for (size_t i = 0; i < FAILURE_COUNT; i++) {
@@ -2762,16 +2821,24 @@ static void timings_table(text *out, const settings *s)
         cell_add(&t, PLAIN, "%s", text_of(&failover));
         cell_add(&t, overlap_ms ? RED : GREEN, "%s", text_of(&overlap));
         cell_add(&t, PLAIN, "%s", text_of(&sum));
-        cell_add(&t, PLAIN, "%s", FAILURES[i].why);
         text_free(&failover);
         text_free(&overlap);
         text_free(&sum);
     }
-    table_end(out, &t);
+    table_end(&rows, &t);
+    const char *row = text_of(&rows);
+    for (size_t i = 0; *row; i++) {
+        size_t len = strcspn(row, "\n");
+        text_format(out, "%.*s\n", (int)len, row);
+        if (i > 0 && i <= FAILURE_COUNT) text_paragraph(out, FAILURES[i - 1].why);
+        row += len + (row[len] == '\n');
+    }
+    text_free(&rows);
 }
 
-/* What the instances of a running service use: the longest decides. */
-static int timings_in_force(program *p, uint32_t *lease_ms, uint32_t *delay_ms)
+/* What the instances of a running service use, of which the longest decides, and their
+ * agent, as far as it says so. */
+static int timings_in_force(program *p, uint32_t *lease_ms, uint32_t *delay_ms, mgr_agent_view *agent)
 {
     mgr *m = NULL;
     mgr_view *view = NULL;
@@ -2784,6 +2851,8 @@ static int timings_in_force(program *p, uint32_t *lease_ms, uint32_t *delay_ms)
         if (view->instances[i].delay_ms > *delay_ms) *delay_ms = view->instances[i].delay_ms;
     }
     if (view) mgr_view_free(m, view);
+    if (!code && mgr_agent_read(m, READ_TIMEOUT_MS, agent) != MGR_OK)
+        say(p, "by Consul's default timing, for the agent does not tell its own: %s", mgr_error_text(m));
     mgr_close(m);
     return code;
 }
@@ -2806,6 +2875,9 @@ static int timings_check(const program *p, const settings *s)
     long long lease_ms = s->lease_ms, ttl_ms = s->ttl_ms, grace_ms = s->grace_ms;
     if (lease_ms < 1000 || lease_ms > 86400000) say(p, "--lease is %lldms: it must be from 1000 to 86400000", lease_ms);
     else if (ttl_ms < 10000 || ttl_ms > 86400000) say(p, "--ttl is %lldms: Consul takes 10000 to 86400000", ttl_ms);
+    else if (ttl_ms < s->agent.session_ttl_min_ms)
+        say(p, "a session TTL of %lldms is refused by Consul, whose session_ttl_min is %ums: give run and timings --ttl %ums", ttl_ms,
+            (unsigned)s->agent.session_ttl_min_ms, (unsigned)s->agent.session_ttl_min_ms);
     else if (grace_ms > lease_ms / 2)
         say(p, "--stop-grace %lldms is too long: it may be at most half of --lease %lldms", grace_ms, lease_ms);
     else return EXIT_OK;
@@ -2816,9 +2888,12 @@ static int cmd_timings(program *p)
 {
     uint32_t lease_ms = 0, delay_ms = 0;
     settings s;
-    int code = p->opt.service ? timings_in_force(p, &lease_ms, &delay_ms) : EXIT_OK;
+    mgr_agent_view agent;
+    memset(&agent, 0, sizeof agent);
+    int code = p->opt.service ? timings_in_force(p, &lease_ms, &delay_ms, &agent) : EXIT_OK;
     if (code) return code;
     settings_of(&s, &p->opt, lease_ms, delay_ms);
+    settings_of_agent(&s, &agent);
     text out = { NULL, 0, 0, false };
     code = timings_check(p, &s);
     if (code) return code;
@@ -2885,7 +2960,9 @@ static const command COMMANDS[] = {
      "make an instance leave; asks on a terminal", "", "INSTANCE", false, true, cmd_evict},
     {"timings", TIMINGS, "[-s SERVICE] [--json]",
      "worst-case failover and overlap for each kind of failure",
-     "With -s, lease and delay are those in force; what is given on the command line goes before.\n"
+     "With -s, lease and delay are those in force, and the agent is asked for its own timing (raft_multiplier,\n"
+     "gossip, session TTL minimum); what is given on the command line goes before. Detection is that of up to\n"
+     "10 agents: each tenfold costs serf 4s more.\n"
      "\"its end + 2s\" counts from when the failure is over; in JSON failover_ms is null then, and after_ms says it.\n",
      NULL, false, false, cmd_timings}
 };

@@ -255,6 +255,7 @@ E2E(plan_and_timings)
     CHECK(strstr(e2e_out, "12.65s") && strstr(e2e_out, "its end + ") && !strstr(e2e_out, "50ms  "));
     CHECK_INT(e2e_cli("timings", "--consul", at, "-s", "plan", "--json", NULL), 0);
     CHECK(strstr(e2e_out, "3000") && strstr(e2e_out, "4000"));
+    CHECK(strstr(e2e_out, "\"raft_election_ms\":1000,") && strstr(e2e_out, "\"election_ms\":3000,") && strstr(e2e_out, "\"suspicion_mult\":4"));
     CHECK_INT(e2e_cli("timings", "--consul", at, "-s", "plan", NULL), 0);
 }
 

@@ -216,6 +216,20 @@ TEST(agent_answers_and_refusals)
     request(MGR__ASK_AGENT_SELF);
     CHECK_INT(parse(200, "{\"Config\":{\"Datacenter\":\"dc1\",\"NodeName\":\"n1\",\"Server\":true},\"DebugConfig\":{\"NodeName\":\"x\"}}"), MGR__OUTCOME_OK);
     CHECK(mgr__str_is(answer.node, "n1"));
+    CHECK_INT(answer.agent.raft_election_ms, 0);
+    CHECK_INT(parse(200, "{\"DebugConfig\":{\"ConsulRaftElectionTimeout\":\"1.5s\",\"SessionTTLMin\":\"1m30s\",\"GossipLANProbeInterval\":\"100ms\","
+                         "\"GossipLANSuspicionMult\":4,\"Telemetry\":{}},\"Config\":{\"NodeName\":\"n1\",\"Server\":true}}"), MGR__OUTCOME_OK);
+    CHECK(answer.agent.server && answer.agent.raft_election_ms == 1500 && answer.agent.session_ttl_min_ms == 90000);
+    CHECK(answer.agent.probe_ms == 100 && answer.agent.suspicion_mult == 4);
+    CHECK_INT(parse(200, "{\"DebugConfig\":{\"ConsulRaftElectionTimeout\":\"5s\",\"GossipLANProbeInterval\":\"2h0m0.5s\"},\"Config\":{\"NodeName\":\"n1\",\"Server\":false}}"),
+              MGR__OUTCOME_OK);
+    CHECK(!answer.agent.server && answer.agent.raft_election_ms == 0 && answer.agent.probe_ms == 7200500);
+    static const char *const NONE[] = { "", "7", "\"\"", "\"7\"", "\"s\"", "\"100us\"", "\"1s", "{}", "null" };
+    for (size_t i = 0; i < MGR__COUNT(NONE); i++) CHECK_INT(mgr__consul_duration_ms(mgr__str_of(NONE[i])), 0);
+    CHECK_INT(mgr__consul_duration_ms(mgr__str_of("\"9999999h\"")), UINT32_MAX);
+    CHECK_INT(parse(200, "{\"DebugConfig\":{\"ConsulRaftElectionTimeout\":5,\"SessionTTLMin\":{\"a\":[1]},\"GossipLANProbeInterval\":null,"
+                         "\"GossipLANSuspicionMult\":\"4\"},\"Config\":{\"NodeName\":\"n1\",\"Server\":1}}"), MGR__OUTCOME_OK);
+    CHECK(mgr__str_is(answer.node, "n1") && !answer.agent.server && !answer.agent.probe_ms && !answer.agent.suspicion_mult);
     CHECK_INT(parse(200, "{\"Member\":{}}"), MGR__OUTCOME_UNKNOWN);
     request(MGR__ASK_CHECK_LIST);
     CHECK_INT(parse(200, "{\"c:ttl\":{\"Node\":\"n\",\"CheckID\":\"c:ttl\",\"Name\":\"x\",\"Status\":\"passing\",\"Definition\":{}}}"), MGR__OUTCOME_OK);
