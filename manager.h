@@ -866,8 +866,8 @@ MGRAPI mgr_result mgr_wish_drain(mgr *m, const char *instance, bool on);       /
 
 /* Hold every planned move of the service, or go on with them: see "Pacing" in the
  * manual. reason: why, for those who look (cut at 200 bytes); NULL: none. Neither is
- * an error when it is so already: a new reason given to an observer then replaces the
- * one that stands. Resuming ends a hold of the circuit breaker too. */
+ * an error when it is so already: a new reason then replaces the one that stands.
+ * Resuming ends a hold of the circuit breaker too. */
 MGRAPI mgr_result mgr_pause(mgr *m, bool on, const char *reason);
 
 /* ---- health ----
@@ -4778,6 +4778,15 @@ typedef struct mgr__pause {
     uint64_t modify_index;
 } mgr__pause;
 
+/* By somebody, not by the circuit breaker. */
+static bool mgr__pause_told(const mgr__pause *pause) { return pause->exists && !pause->breaker; }
+
+/* ... for this reason, or whatever it is if none is given. */
+static bool mgr__pause_as_told(const mgr__pause *pause, mgr__str reason)
+{
+    return mgr__pause_told(pause) && (!reason.len || mgr__str_eq(reason, pause->reason));
+}
+
 static void mgr__pause_write(const mgr__pause *pause, mgr__buf *out)
 {
     mgr__jw jw;
@@ -7343,7 +7352,7 @@ static mgr__pause_wish mgr__cluster_pause_needs(const mgr__cluster *c, int64_t n
 {
     const mgr__pause *standing = &c->picture.pause;
     if (!mgr__cluster_pause_shown(c)) return MGR__PAUSE_NONE;
-    if (c->pause_wish == MGR__PAUSE_ON) return standing->exists && !standing->breaker ? MGR__PAUSE_NONE : MGR__PAUSE_ON;
+    if (c->pause_wish == MGR__PAUSE_ON) return mgr__pause_as_told(standing, mgr__str_of(c->pause_reason)) ? MGR__PAUSE_NONE : MGR__PAUSE_ON;
     if (c->pause_wish == MGR__PAUSE_OFF) return standing->exists ? MGR__PAUSE_OFF : MGR__PAUSE_NONE;
     if (c->breaker_due && now < c->hold_until && !standing->exists) return MGR__PAUSE_ON;
     return mgr__cluster_breaker_over(c, now) ? MGR__PAUSE_OFF : MGR__PAUSE_NONE;
@@ -7376,7 +7385,7 @@ static bool mgr__cluster_ask_pause(mgr__cluster *c, int64_t now)
     pause.by = c->config.instance_id;
     pause.reason = mgr__str_of(told ? c->pause_reason : c->breaker_reason);
     pause.breaker = !told;
-    pause.since_ms = (uint64_t)now + c->wall_offset_ms;
+    pause.since_ms = mgr__pause_told(&c->picture.pause) ? c->picture.pause.since_ms : (uint64_t)now + c->wall_offset_ms;
     if (on) op->value = mgr__request_pause(&e->request, &pause);
     if (needs == MGR__PAUSE_OFF && c->pause_wish == MGR__PAUSE_NONE && now < c->still_since + mgr__cluster_still_ms(c))
         mgr__cluster_tell_of(c, MGR_EVENT_RESUMED, NULL, c->config.instance_id,
@@ -16326,9 +16335,9 @@ static mgr_result mgr__call_pause(mgr *m, bool on, mgr__str reason)
         result = mgr__call_picture(m, &picture, MGR__REQUEST_TIMEOUT_MS);
         if (result != MGR_OK) return result;
         mgr__pause standing = picture.pause, pause = picture.pause;
-        bool paused = standing.exists && !standing.breaker, news = reason.len && !mgr__str_eq(reason, standing.reason);
+        bool paused = mgr__pause_told(&standing), done = on ? mgr__pause_as_told(&standing, reason) : !standing.exists;
         mgr__picture_free(&picture);
-        if (on ? paused && !news : !standing.exists) return MGR_OK;
+        if (done) return MGR_OK;
         pause.by = mgr__str_of(m->desc.instance_id);
         pause.reason = reason;
         pause.breaker = false;

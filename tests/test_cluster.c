@@ -1575,6 +1575,28 @@ TEST(pause_and_resume_within_one_picture_end_as_the_last_word_says)
     }
 }
 
+TEST(a_new_reason_replaces_the_one_that_stands)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 2);
+    run(w, 2000);
+    mgr__cluster_pause(&a->core, true, mgr__str_of("night"));
+    box_pump(w, a);
+    run(w, 1500);
+    uint64_t index = look(w, "cluster/pause").modify_index, since = a->core.picture.pause.since_ms;
+    CHECK(index && mgr__str_is(a->core.picture.pause.reason, "night"));
+    mgr__cluster_pause(&a->core, true, mgr__str_of(""));        /* no reason: whatever stands will do */
+    box_pump(w, a);
+    run(w, 1500);
+    CHECK_INT(look(w, "cluster/pause").modify_index, index);
+    mgr__cluster_pause(&a->core, true, mgr__str_of("day"));
+    box_pump(w, a);
+    run(w, 1500);
+    CHECK(mgr__str_is(a->core.picture.pause.reason, "day"));
+    CHECK_INT(a->core.picture.pause.since_ms, since);
+    world_end(w);
+}
+
 TEST(a_pause_that_lands_late_after_a_resume_lands_on_nothing)
 {
     world *w = the_world();
@@ -3845,6 +3867,7 @@ int main(int argc, char **argv)
     RUN(a_member_that_crashes_over_and_over_does_not_hold_the_breaker_for_ever);
     RUN(the_breaker_lets_leaves_and_single_deaths_pass);
     RUN(pause_and_resume_within_one_picture_end_as_the_last_word_says);
+    RUN(a_new_reason_replaces_the_one_that_stands);
     RUN(a_pause_that_lands_late_after_a_resume_lands_on_nothing);
     RUN(a_lock_whose_answer_was_lost_is_taken_anew_never_adopted);
     RUN(a_lock_taken_anew_has_another_value_at_the_same_time);
