@@ -166,6 +166,7 @@ mutant S14 late_answer_goes_on          test_cluster:late_confirmation 'if (!mgr
 mutant S15 no_polite_stop               test_cluster:politely 'if (now < c->lease_until - (int64_t)c->config.stop_grace_ms) return;' 'if (now < c->lease_until) return;'
 mutant S15 manager_frozen               test_keeper:manager_frozen 'return word - (int64_t)k->page->stop_grace_ms - mgr__page_early(k->page, k->late);' 'return MGR__NEVER;'
 mutant S15 polite_for_ever              test_keeper:manager_frozen 'if (!c->agent) mgr__child_stop(k, c, mgr__min64(stop_at, now + c->stop_grace_ms), now);' 'if (!c->agent) mgr__child_stop(k, c, MGR__NEVER, now);'
+mutant S15 no_pidfd_no_signal           test_keeper:without_pidfds 'else if (ref->start && mgr__process_stat(ref->pid, &now) && now.start == ref->start) kill(ref->pid, signo);' ''
 mutant S15 host_overruns                test_keeper:overrun_kills 'if (now >= k->stop_at) mgr__process_ref_signal(&k->host, SIGKILL);' ''
 mutant S16 guard_waits                  test_keeper:keeper_frozen 'if (now >= deadline) {' 'if (false) {'
 mutant S16 guard_only_watches           test_keeper:keeper_frozen '{ mgr__process_kill(g->keeper, SIGKILL); return; }' ''
@@ -194,6 +195,8 @@ mutant S22 lease_without_a_life         test_manager:no_lease_is_left 'int64_t u
 # ---- what counts as proof of death ----
 mutant S23 unlock_before_death          sim 'if (p->state != MGR__PART_UNLOCKING || p->stale) continue;' 'if ((p->state != MGR__PART_UNLOCKING && p->state != MGR__PART_RELEASING) || p->stale) continue;'
 mutant S23 exited_is_empty              test_keeper:populated_cgroup 'if (!whole || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }' ''
+mutant S23 hidden_is_gone               test_keeper:proc_hides 'mgr__process_list_add_child(list, pid);' 'mgr__process_list_add(list, pid, 0);'
+mutant S23 unlisted_is_gone             test_keeper:no_descriptor 'if (code < 0 && code != -ESRCH) list->whole = false;' ''
 mutant S23 nameless_orphans_live        test_keeper:daemons_are_swept 'case MGR__OWNER_UNKNOWN: doomed = mgr__keeping_nameless(k, p); break;' 'case MGR__OWNER_UNKNOWN: doomed = false; break;'
 mutant S23 populated_is_empty           test_keeper:populated_cgroup 'if (!c->grouped || mgr__process_cgroup_populated(mgr__child_cgroup(k, c)) == 0) return false;' 'if (true) return false;'
 mutant S23 released_with_its_process    test_manager:process_is_gone 'for (size_t i = 0; i < m->proc_count; i++) if (m->procs[i]->work == work && m->procs[i]->alive) return false;' ''
