@@ -15340,7 +15340,7 @@ static void mgr__act_event(mgr *m, const mgr__action *action)
     mgr_event event = mgr__manager_event(action->event);
     event.partition = action->part ? action->part->name.at : "";
     event.instance = action->instance;
-    event.fence = action->part ? action->part->fence : 0;
+    event.fence = action->part && action->event != MGR_EVENT_WAITING ? action->part->fence : 0;     /* who waits has none */
     event.result = action->result;
     event.text = action->text;
     bool reason = event.kind == MGR_EVENT_ERROR || event.kind == MGR_EVENT_IDENTITY || event.kind == MGR_EVENT_EVICTED;
