@@ -1029,6 +1029,7 @@ MGRAPI mgr_result mgr_rush_locate(uint64_t object, const mgr_subcluster *subclus
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <link.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -8622,10 +8623,11 @@ static void mgr__cluster_close(mgr__cluster *c)
 }
 
 /* ============================================================================
- * [io] The kernel: clocks, random bytes, sockets, files, names; processes below
- * what:  the only section that calls the kernel, through a table, so that a
- *        test can supply its own kernel or fail the Nth call of the real one
- * owns:  mgr__io (no state), mgr__address
+ * [io] The kernel: clocks, random bytes, sockets, files, names; then processes
+ * what:  the only section that calls the kernel. First mgr__io_*: through a table, so
+ *        that a test can supply its own kernel or fail the Nth call of the real one.
+ *        Then mgr__process_*: directly, for [keeper], whose forked copies have no table
+ * owns:  mgr__io (no state), mgr__address; mgr__process, what /proc says of one
  * calls: [base]
  * ========================================================================== */
 
@@ -9159,12 +9161,78 @@ static mgr_result mgr__io_lookup(const mgr__io *io, const char *list, mgr__addre
     return *count ? MGR_OK : MGR_UNREACHABLE;
 }
 
-/* ---- processes ----
- * Thin wrappers for guard, keeper and the children that become workers. They run
- * in forked copies of a host that may have had threads: nothing here allocates,
- * prints or takes a lock. A result is >= 0, or -errno. */
+/* ---- signals of the host, only where it asked for it ---- */
 
-#include <link.h>
+/* SIGTERM and SIGINT as a descriptor: blocked in the calling thread, whose former
+ * mask goes to *before. A descriptor needs no handler and so no global. */
+static int mgr__io_signals_open(sigset_t *before)
+{
+#ifdef __linux__
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    int fd = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0) return -errno;
+    pthread_sigmask(SIG_BLOCK, &mask, before);
+    return fd;
+#else
+    (void)before;
+    return -ENOSYS;
+#endif
+}
+
+static void mgr__io_signals_close(int fd, const sigset_t *before)
+{
+    close(fd);
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
+/* ---- where we are ---- */
+
+/* "/" where it cannot be told: a directory that was removed, say. */
+static void mgr__io_directory(char *to, size_t to_bytes)
+{
+    if (!getcwd(to, to_bytes)) snprintf(to, to_bytes, "/");
+}
+
+/* Names this boot and this PID namespace, in which process ids mean something; "" where
+ * that cannot be told. */
+static void mgr__io_boot(char *to, size_t to_bytes)
+{
+    char boot[64] = "", space[64] = "";
+    to[0] = 0;
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd >= 0 ? read(fd, boot, sizeof boot - 1) : -1;
+    if (fd >= 0) close(fd);
+    ssize_t len = readlink("/proc/self/ns/pid", space, sizeof space - 1);
+    if (got < 36 || len <= 0) return;
+    boot[36] = 0;
+    space[len] = 0;
+    snprintf(to, to_bytes, "%s %s", boot, space);
+}
+
+/* A zombie counts as gone: it does nothing any more. */
+static bool mgr__io_alive(pid_t pid)
+{
+    char path[64], text[512];
+    if (kill(pid, 0) < 0 && errno == ESRCH) return false;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
+    if (fd >= 0) close(fd);
+    if (got <= 0) return fd >= 0;
+    text[got] = 0;
+    const char *state = strrchr(text, ')');
+    return !state || state[1] != ' ' || state[2] != 'Z';
+}
+
+/* ---- processes ----
+ * From here to the section's end: thin wrappers for guard, keeper and the children that
+ * become workers. They run in forked copies of a host that may have had threads: nothing
+ * here allocates, prints or takes a lock. A result is >= 0, or -errno. In this order:
+ * descriptors, memory, signals and waiting, birth, ends, timers, rights, exec; then what
+ * is to be seen of others: /proc, control groups, a life's file; last a socket. */
 
 #if defined(__SANITIZE_ADDRESS__)
 #define MGR__SANITIZE_ADDRESS 1
@@ -9215,7 +9283,7 @@ static uid_t mgr__process_euid(void) { return geteuid(); }
 static gid_t mgr__process_egid(void) { return getegid(); }
 static void mgr__process_exit(int status) { _exit(status); }
 
-/* ---- descriptors ---- */
+/* ---- processes: descriptors ---- */
 
 static int mgr__process_close(int fd) { return fd < 0 ? 0 : mgr__process_code(close(fd)); }
 
@@ -9410,7 +9478,7 @@ static int mgr__process_fds_settle(int *keep, size_t keep_count)
     return 0;
 }
 
-/* ---- memory ---- */
+/* ---- processes: memory ---- */
 
 /* Whether a file may become so large: one that exceeds RLIMIT_FSIZE costs the program
  * a SIGXFSZ. */
@@ -9569,7 +9637,7 @@ static void mgr__process_unmap_host(const mgr__process_pins *pins)
 #endif
 }
 
-/* ---- signals and waiting ---- */
+/* ---- processes: signals and waiting ---- */
 
 static void mgr__process_on_child(int signo) { (void)signo; }   /* it only ends a ppoll */
 
@@ -9622,8 +9690,6 @@ static void mgr__process_detach(void)
     if (chdir("/") < 0) return;   /* no root directory: then it is nobody's mount that we hold */
 }
 
-static mode_t mgr__process_umask(mode_t mask) { return umask(mask); }
-
 /* Wait for descriptors or a child's end, at most timeout_ms. */
 static int mgr__process_poll(struct pollfd *fds, size_t fd_count, int timeout_ms)
 {
@@ -9647,6 +9713,8 @@ static int mgr__process_poll_one(int fd, short events, int timeout_ms)
     return got < 0 ? -errno : got ? one.revents : 0;
 }
 
+/* ---- processes: birth ---- */
+
 /* A child that makes no SIGCHLD and that no wait without __WALL sees, or an
  * ordinary one. The raw call: libc's fork would run the host's atfork handlers
  * and need its locks. With no flag and no signal every argument is 0, so that
@@ -9663,6 +9731,22 @@ static pid_t mgr__process_fork(bool silent)
 #else
     (void)silent;
     return (pid_t)mgr__process_code(fork());
+#endif
+}
+
+/* An ordinary one, born in the v2 group whose directory this is. */
+static pid_t mgr__process_fork_into(int cgroup_fd)
+{
+#if defined(__linux__) && defined(SYS_clone3) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
+    uint64_t args[11];      /* struct clone_args, as of Linux 5.7 */
+    memset(args, 0, sizeof args);
+    args[0] = UINT64_C(0x200000000);    /* CLONE_INTO_CGROUP */
+    args[4] = SIGCHLD;
+    args[10] = (uint64_t)cgroup_fd;
+    return (pid_t)mgr__process_code(syscall(SYS_clone3, args, sizeof args));
+#else
+    (void)cgroup_fd;
+    return -ENOSYS;
 #endif
 }
 
@@ -9708,68 +9792,7 @@ static int mgr__process_mount_proc(void)
 #endif
 }
 
-/* The same as an ordinary child, born in the v2 group whose directory this is. */
-static pid_t mgr__process_fork_into(int cgroup_fd)
-{
-#if defined(__linux__) && defined(SYS_clone3) && !defined(MGR__SANITIZE_THREAD) && !defined(__sparc__)
-    uint64_t args[11];      /* struct clone_args, as of Linux 5.7 */
-    memset(args, 0, sizeof args);
-    args[0] = UINT64_C(0x200000000);    /* CLONE_INTO_CGROUP */
-    args[4] = SIGCHLD;
-    args[10] = (uint64_t)cgroup_fd;
-    return (pid_t)mgr__process_code(syscall(SYS_clone3, args, sizeof args));
-#else
-    (void)cgroup_fd;
-    return -ENOSYS;
-#endif
-}
-
-typedef struct mgr__process_end { pid_t pid; int status; } mgr__process_end;   /* exit status, or -signal */
-
-/* 1: *out is one that ended; with peek it stays a zombie, which pins its number.
- * 0: there are children, none has ended. -ECHILD: there is no child at all, hence
- * in a subreaper no descendant. pid 0 means any child: never in the host, whose
- * children are its own. */
-static int mgr__process_wait(pid_t pid, bool peek, mgr__process_end *out)
-{
-    siginfo_t info;
-    int flags = WEXITED | WNOHANG | (peek ? WNOWAIT : 0), got;
-#ifdef __WALL
-    flags |= __WALL;
-#endif
-    memset(&info, 0, sizeof info);
-    do got = waitid(pid ? P_PID : P_ALL, (id_t)pid, &info, flags); while (got < 0 && errno == EINTR);
-    if (got < 0) return -errno;
-    if (info.si_pid == 0) return 0;
-    out->pid = info.si_pid;
-    out->status = info.si_code == CLD_EXITED ? info.si_status : -info.si_status;
-    return 1;
-}
-
-/* By number: only for our own children that we have not reaped. */
-static int mgr__process_kill(pid_t child, int signo) { return mgr__process_code(kill(child, signo)); }
-static int mgr__process_kill_group(pid_t leader, int signo) { return mgr__process_code(kill(-leader, signo)); }
 static int mgr__process_group(pid_t pid) { return mgr__process_code(setpgid(pid, pid)); }
-
-static int mgr__process_pidfd(pid_t pid)
-{
-#ifdef __linux__
-    return mgr__process_fd_high(mgr__process_code(syscall(SYS_pidfd_open, pid, 0)));
-#else
-    (void)pid;
-    return -ENOSYS;
-#endif
-}
-
-static int mgr__process_pidfd_kill(int pidfd, int signo)
-{
-#ifdef __linux__
-    return mgr__process_code(syscall(SYS_pidfd_send_signal, pidfd, signo, NULL, 0));
-#else
-    (void)pidfd; (void)signo;
-    return -ENOSYS;
-#endif
-}
 
 static int mgr__process_name(const char *name)
 {
@@ -9802,7 +9825,55 @@ static int mgr__process_death_signal(int signo)
 #endif
 }
 
-/* ---- timers on the clock that counts suspension; -1 where there are none ---- */
+/* ---- processes: ends ---- */
+
+typedef struct mgr__process_end { pid_t pid; int status; } mgr__process_end;   /* exit status, or -signal */
+
+/* 1: *out is one that ended; with peek it stays a zombie, which pins its number.
+ * 0: there are children, none has ended. -ECHILD: there is no child at all, hence
+ * in a subreaper no descendant. pid 0 means any child: never in the host, whose
+ * children are its own. */
+static int mgr__process_wait(pid_t pid, bool peek, mgr__process_end *out)
+{
+    siginfo_t info;
+    int flags = WEXITED | WNOHANG | (peek ? WNOWAIT : 0), got;
+#ifdef __WALL
+    flags |= __WALL;
+#endif
+    memset(&info, 0, sizeof info);
+    do got = waitid(pid ? P_PID : P_ALL, (id_t)pid, &info, flags); while (got < 0 && errno == EINTR);
+    if (got < 0) return -errno;
+    if (info.si_pid == 0) return 0;
+    out->pid = info.si_pid;
+    out->status = info.si_code == CLD_EXITED ? info.si_status : -info.si_status;
+    return 1;
+}
+
+/* By number: only for our own children that we have not reaped. */
+static int mgr__process_kill(pid_t child, int signo) { return mgr__process_code(kill(child, signo)); }
+static int mgr__process_kill_group(pid_t leader, int signo) { return mgr__process_code(kill(-leader, signo)); }
+
+static int mgr__process_pidfd(pid_t pid)
+{
+#ifdef __linux__
+    return mgr__process_fd_high(mgr__process_code(syscall(SYS_pidfd_open, pid, 0)));
+#else
+    (void)pid;
+    return -ENOSYS;
+#endif
+}
+
+static int mgr__process_pidfd_kill(int pidfd, int signo)
+{
+#ifdef __linux__
+    return mgr__process_code(syscall(SYS_pidfd_send_signal, pidfd, signo, NULL, 0));
+#else
+    (void)pidfd; (void)signo;
+    return -ENOSYS;
+#endif
+}
+
+/* ---- processes: timers, on the clock that counts suspension; -1 where there are none ---- */
 
 static int mgr__process_timer_open(void)
 {
@@ -9828,7 +9899,7 @@ static void mgr__process_timer_set(int fd, int64_t at_ms)
 #endif
 }
 
-/* ---- limits and priority ---- */
+/* ---- processes: rights, limits and priority ---- */
 
 typedef struct mgr__process_rank { int nice, oom_bytes; char oom[16]; struct rlimit files; } mgr__process_rank;
 
@@ -9872,8 +9943,9 @@ static int mgr__process_become(uid_t uid, gid_t gid)
 }
 
 static int mgr__process_chdir(const char *path) { return mgr__process_code(chdir(path)); }
+static mode_t mgr__process_umask(mode_t mask) { return umask(mask); }
 
-/* ---- exec ---- */
+/* ---- processes: exec ---- */
 
 /* The PATH among env's variables, or the one that sh falls back on. */
 static const char *mgr__process_path_of(char *const *env)
@@ -9914,7 +9986,7 @@ static int mgr__process_exec_self(char *const *argv, char *const *env)
     return -errno;
 }
 
-/* ---- looking at processes ---- */
+/* ---- processes: others, as /proc shows them ---- */
 
 typedef struct mgr__process {
     pid_t    pid, parent, group;
@@ -10191,7 +10263,7 @@ static bool mgr__process_environ(pid_t pid, const char *name, char *scratch, siz
     return false;
 }
 
-/* ---- control groups (v2) ----
+/* ---- processes: control groups (v2) ----
  * A group is named by its directory. Nobody leaves one by forking, by a new
  * session, or by forgetting its environment: only by being moved, which takes the
  * right to write to both. */
@@ -10355,7 +10427,7 @@ static void mgr__process_cgroup_kill_here(const char *group)
     mgr__process_close(lines.fd);
 }
 
-enum mgr__process_cgroup_act { MGR__CGROUP_KILL, MGR__CGROUP_REMOVE };
+enum mgr__process_cgroup_act { MGR__PROCESS_CGROUP_KILL, MGR__PROCESS_CGROUP_REMOVE };
 
 /* Through the groups below this one, deepest first: a worker may have made some,
  * a nested manager does. `group` has room for MGR__PROCESS_CGROUP_BYTES. */
@@ -10377,7 +10449,7 @@ static void mgr__process_cgroup_walk(char *group, enum mgr__process_cgroup_act a
         }
     }
     mgr__process_close(dir);
-    if (act == MGR__CGROUP_REMOVE) rmdir(group);
+    if (act == MGR__PROCESS_CGROUP_REMOVE) rmdir(group);
     else mgr__process_cgroup_kill_here(group);
 #else
     (void)group; (void)act; (void)depth;
@@ -10389,7 +10461,7 @@ static void mgr__process_cgroup_kill_each(const char *group)
 {
     char path[MGR__PROCESS_CGROUP_BYTES];
     mgr__copy_text(path, sizeof path, mgr__str_of(group));
-    mgr__process_cgroup_walk(path, MGR__CGROUP_KILL, MGR__PROCESS_CGROUP_DEPTH);
+    mgr__process_cgroup_walk(path, MGR__PROCESS_CGROUP_KILL, MGR__PROCESS_CGROUP_DEPTH);
 }
 
 /* SIGKILL for everything in the group and below it; at one blow since Linux 5.14. */
@@ -10404,7 +10476,7 @@ static void mgr__process_cgroup_remove(const char *group)
 {
     char path[MGR__PROCESS_CGROUP_BYTES];
     mgr__copy_text(path, sizeof path, mgr__str_of(group));
-    mgr__process_cgroup_walk(path, MGR__CGROUP_REMOVE, MGR__PROCESS_CGROUP_DEPTH);
+    mgr__process_cgroup_walk(path, MGR__PROCESS_CGROUP_REMOVE, MGR__PROCESS_CGROUP_DEPTH);
 }
 
 static bool mgr__process_cgroup_mine(const char *name)
@@ -10447,7 +10519,7 @@ static void mgr__process_cgroup_remove_stale(const char *parent)
 #endif
 }
 
-/* ---- a life's file: what remains to be asked when all of its processes are gone ---- */
+/* ---- processes: a life's file, which remains to be asked when all of them are gone ---- */
 
 /* Whether flock is the kernel's own there. Over a network a lock may be lost while its
  * holder lives (an expired lease of NFSv4), or not be seen by others (FUSE). */
@@ -10673,7 +10745,7 @@ static bool mgr__process_cgroup_gone(const char *group, size_t view_bytes, uint6
     return false;
 }
 
-/* ---- sockets of the last words: plain, non-blocking, no names ---- */
+/* ---- processes: the socket of the last words: plain, non-blocking, no names ---- */
 
 static int mgr__process_connect(const struct sockaddr_storage *address, socklen_t len)
 {
@@ -10690,72 +10762,6 @@ static int mgr__process_send(int fd, const void *from, size_t bytes)
     ssize_t put;
     do put = send(fd, from, bytes, MSG_NOSIGNAL | MSG_DONTWAIT); while (put < 0 && errno == EINTR);
     return mgr__process_code((long)put);
-}
-
-/* ---- signals of the host, only where it asked for it ---- */
-
-/* SIGTERM and SIGINT as a descriptor: blocked in the calling thread, whose former
- * mask goes to *before. A descriptor needs no handler and so no global. */
-static int mgr__io_signals_open(sigset_t *before)
-{
-#ifdef __linux__
-    sigset_t mask;
-    sigemptyset(&mask);
-    sigaddset(&mask, SIGTERM);
-    sigaddset(&mask, SIGINT);
-    int fd = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
-    if (fd < 0) return -errno;
-    pthread_sigmask(SIG_BLOCK, &mask, before);
-    return fd;
-#else
-    (void)before;
-    return -ENOSYS;
-#endif
-}
-
-static void mgr__io_signals_close(int fd, const sigset_t *before)
-{
-    close(fd);
-    pthread_sigmask(SIG_SETMASK, before, NULL);
-}
-
-/* ---- where we are ---- */
-
-/* "/" where it cannot be told: a directory that was removed, say. */
-static void mgr__io_directory(char *to, size_t to_bytes)
-{
-    if (!getcwd(to, to_bytes)) snprintf(to, to_bytes, "/");
-}
-
-/* Names this boot and this PID namespace, in which process ids mean something; "" where
- * that cannot be told. */
-static void mgr__io_boot(char *to, size_t to_bytes)
-{
-    char boot[64] = "", space[64] = "";
-    to[0] = 0;
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd >= 0 ? read(fd, boot, sizeof boot - 1) : -1;
-    if (fd >= 0) close(fd);
-    ssize_t len = readlink("/proc/self/ns/pid", space, sizeof space - 1);
-    if (got < 36 || len <= 0) return;
-    boot[36] = 0;
-    space[len] = 0;
-    snprintf(to, to_bytes, "%s %s", boot, space);
-}
-
-/* A zombie counts as gone: it does nothing any more. */
-static bool mgr__io_alive(pid_t pid)
-{
-    char path[64], text[512];
-    if (kill(pid, 0) < 0 && errno == ESRCH) return false;
-    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (fd >= 0) close(fd);
-    if (got <= 0) return fd >= 0;
-    text[got] = 0;
-    const char *state = strrchr(text, ')');
-    return !state || state[1] != ' ' || state[2] != 'Z';
 }
 
 /* ============================================================================
