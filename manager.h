@@ -9212,21 +9212,6 @@ static void mgr__io_boot(char *to, size_t to_bytes)
     snprintf(to, to_bytes, "%s %s", boot, space);
 }
 
-/* A zombie counts as gone: it does nothing any more. */
-static bool mgr__io_alive(pid_t pid)
-{
-    char path[64], text[512];
-    if (kill(pid, 0) < 0 && errno == ESRCH) return false;
-    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (fd >= 0) close(fd);
-    if (got <= 0) return fd >= 0;
-    text[got] = 0;
-    const char *state = strrchr(text, ')');
-    return !state || state[1] != ' ' || state[2] != 'Z';
-}
-
 /* ---- processes ----
  * From here to the section's end: thin wrappers for guard, keeper and the children that
  * become workers. They run in forked copies of a host that may have had threads: nothing
@@ -15879,7 +15864,7 @@ static mgr_result mgr__desc_take(mgr *m, const mgr_desc *given)
 }
 
 /* Of this boot and PID namespace: is the process still there? */
-static bool mgr__manager_alive(void *user, uint64_t pid) { (void)user; return mgr__io_alive((pid_t)pid); }
+static bool mgr__manager_alive(void *user, uint64_t pid) { (void)user; return !mgr__process_ended((pid_t)pid, 0); }
 
 static mgr_result mgr__manager_open_core(mgr *m)
 {

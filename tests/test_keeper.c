@@ -6,6 +6,7 @@
 #include "test.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/statvfs.h>
@@ -1554,6 +1555,34 @@ TEST(death_is_proven_only_when_every_piece_is_there)
     unlink(l.path);
 }
 
+static void *go_on(void *unused)
+{
+    (void)unused;
+    for (;;) pause();
+    return NULL;
+}
+
+/* Whoever asks whether an instance id is still in use must not be told that it is not:
+ * a leader that has ended is a zombie while its other threads work. */
+TEST(a_program_whose_leader_has_ended_is_alive)
+{
+    mgr__process now;
+    pid_t pid = fork();
+    if (pid == 0) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, go_on, NULL) != 0) _exit(1);
+        syscall(SYS_exit, 0);       /* of this thread alone */
+    }
+    for (int64_t until = mgr__process_now_ms() + PATIENCE_MS; state_of(pid) != 'Z' && mgr__process_now_ms() < until; ) usleep(1000);
+    CHECK(mgr__process_stat(pid, &now) && now.state == 'Z' && now.threads == 2);
+    CHECK(mgr__manager_alive(NULL, (uint64_t)pid));
+    kill(pid, SIGKILL);
+    for (int64_t until = mgr__process_now_ms() + PATIENCE_MS; mgr__manager_alive(NULL, (uint64_t)pid) && mgr__process_now_ms() < until; ) usleep(1000);
+    CHECK(!mgr__manager_alive(NULL, (uint64_t)pid));      /* though nobody has reaped it */
+    reap(pid);
+    CHECK(!mgr__manager_alive(NULL, (uint64_t)pid));
+}
+
 /* The record, taken by itself: what it takes the other pieces to get to. */
 TEST(record_of_a_life_is_held_against_the_living)
 {
@@ -2641,6 +2670,7 @@ int main(int argc, char **argv)
     RUN(keeper_gives_the_hosts_memory_back);
     RUN(life_lock_is_free_when_all_are_gone);
     RUN(death_is_proven_only_when_every_piece_is_there);
+    RUN(a_program_whose_leader_has_ended_is_alive);
     RUN(record_of_a_life_is_held_against_the_living);
     RUN(populated_group_of_a_dead_life_is_ended_before_it_is_called_dead);
     RUN(group_is_gone_only_where_it_would_be_seen);
