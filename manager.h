@@ -9203,7 +9203,7 @@ static void mgr__io_boot(char *to, size_t to_bytes)
     char boot[64] = "", space[64] = "";
     to[0] = 0;
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd >= 0 ? read(fd, boot, sizeof boot - 1) : -1;
+    ssize_t got = fd >= 0 ? mgr__io_real_read(NULL, fd, boot, sizeof boot - 1) : -1;
     if (fd >= 0) close(fd);
     ssize_t len = readlink("/proc/self/ns/pid", space, sizeof space - 1);
     if (got < 36 || len <= 0) return;
@@ -9251,16 +9251,9 @@ static void mgr__io_boot(char *to, size_t to_bytes)
 
 static int mgr__process_code(long result) { return result < 0 ? -errno : (int)result; }
 
-/* Milliseconds on the clock that also counts suspension; every deadline is in it. */
-static int64_t mgr__process_now_ms(void)
-{
-    struct timespec ts;
-#ifdef CLOCK_BOOTTIME
-    if (clock_gettime(CLOCK_BOOTTIME, &ts) == 0) return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-#endif
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
+/* The clock of the real table, which also counts suspension: the lease is a time on it for
+ * host, keeper and guard alike. */
+static int64_t mgr__process_now_ms(void) { return mgr__io_real_clock(MGR__IO_CLOCK); }
 
 static pid_t mgr__process_self(void) { return getpid(); }
 static pid_t mgr__process_parent(void) { return getppid(); }
@@ -9272,19 +9265,8 @@ static void mgr__process_exit(int status) { _exit(status); }
 
 static int mgr__process_close(int fd) { return fd < 0 ? 0 : mgr__process_code(close(fd)); }
 
-static int mgr__process_read(int fd, void *to, size_t bytes)
-{
-    ssize_t got;
-    do got = read(fd, to, bytes); while (got < 0 && errno == EINTR);
-    return mgr__process_code((long)got);
-}
-
-static int mgr__process_write(int fd, const void *from, size_t bytes)
-{
-    ssize_t put;
-    do put = write(fd, from, bytes); while (put < 0 && errno == EINTR);
-    return mgr__process_code((long)put);
-}
+static int mgr__process_read(int fd, void *to, size_t bytes) { return (int)mgr__io_real_read(NULL, fd, to, bytes); }
+static int mgr__process_write(int fd, const void *from, size_t bytes) { return (int)mgr__io_real_write(NULL, fd, from, bytes); }
 
 /* A host may run with 0 to 2 closed; what we keep must not take their place. */
 static int mgr__process_fd_high(int fd)
@@ -9314,8 +9296,8 @@ static int mgr__process_socketpair(int fds[2])
 
 static int mgr__process_pipe(int fds[2])
 {
-    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) return -errno;
-    return mgr__process_high_both(fds);
+    int code = mgr__io_real_pipe(NULL, fds);
+    return code < 0 ? code : mgr__process_high_both(fds);
 }
 
 static int mgr__process_inherit(int fd, bool on) { return mgr__process_code(fcntl(fd, F_SETFD, on ? 0 : FD_CLOEXEC)); }
@@ -9698,6 +9680,9 @@ static int mgr__process_poll_one(int fd, short events, int timeout_ms)
     return got < 0 ? -errno : got ? one.revents : 0;
 }
 
+/* In the host as well: whatever its mask lets through ends it early. */
+static void mgr__process_sleep(int ms) { poll(NULL, 0, ms); }
+
 /* ---- processes: birth ---- */
 
 /* A child that makes no SIGCHLD and that no wait without __WALL sees, or an
@@ -9858,31 +9843,10 @@ static int mgr__process_pidfd_kill(int pidfd, int signo)
 #endif
 }
 
-/* ---- processes: timers, on the clock that counts suspension; -1 where there are none ---- */
+/* ---- processes: timers, on the clock that counts suspension; a negative one where there are none ---- */
 
-static int mgr__process_timer_open(void)
-{
-#ifdef __linux__
-    int fd = timerfd_create(CLOCK_BOOTTIME, TFD_NONBLOCK | TFD_CLOEXEC);
-    return mgr__process_fd_high(mgr__process_code(fd));
-#else
-    return -ENOSYS;
-#endif
-}
-
-static void mgr__process_timer_set(int fd, int64_t at_ms)
-{
-#ifdef __linux__
-    struct itimerspec spec;
-    memset(&spec, 0, sizeof spec);
-    if (at_ms < 1) at_ms = 1;           /* zero would disarm it */
-    spec.it_value.tv_sec = (time_t)(at_ms / 1000);
-    spec.it_value.tv_nsec = (long)(at_ms % 1000) * 1000000;
-    if (fd >= 0) timerfd_settime(fd, TFD_TIMER_ABSTIME, &spec, NULL);
-#else
-    (void)fd; (void)at_ms;
-#endif
-}
+static int mgr__process_timer_open(void) { return mgr__process_fd_high(mgr__io_real_timer(NULL)); }
+static void mgr__process_timer_set(int fd, int64_t at_ms) { if (fd >= 0) mgr__io_real_timer_set(NULL, fd, at_ms); }
 
 /* ---- processes: rights, limits and priority ---- */
 
@@ -10491,7 +10455,7 @@ static void mgr__process_cgroup_remove_stale(const char *parent)
             if (fd >= 0 && mgr__process_lock(fd) == 0) {
                 for (int i = 0; i < 50 && mgr__process_cgroup_populated(path) == 1; i++) {
                     mgr__process_cgroup_kill(path);
-                    poll(NULL, 0, 2);
+                    mgr__process_sleep(2);
                 }
                 mgr__process_cgroup_remove(path);
             }
@@ -10603,7 +10567,7 @@ static int mgr__process_life_claim(int fd)
     int code = mgr__process_locks_local(fd) ? -EWOULDBLOCK : -EOPNOTSUPP;
     for (int i = 0; i < 100 && code == -EWOULDBLOCK; i++) {
         code = mgr__process_lock(fd);
-        if (code == -EWOULDBLOCK) mgr__process_poll(NULL, 0, 1);
+        if (code == -EWOULDBLOCK) mgr__process_sleep(1);
     }
     return code < 0 ? code : mgr__process_code(fchmod(fd, 0600));
 }
@@ -13602,7 +13566,7 @@ static int mgr__keeper_make_group(mgr__keeper *k)
         if (code >= 0 && mgr__process_cgroup_there(k->page->group)) return 0;
         mgr__process_close(k->group_fd);
         k->group_fd = -1;
-        mgr__process_poll_one(-1, 0, 2);
+        mgr__process_sleep(2);
     }
     mgr__process_cgroup_remove(k->page->group);
     k->page->group[0] = 0;
@@ -14020,7 +13984,7 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
         populated = mgr__process_cgroup_populated(page->group);
         if (populated == 1) mgr__process_cgroup_kill(page->group);
         for (int i = 0; i < 10 && k->alone_at == now && populated == 1; i++) {     /* the first time: within milliseconds, as a rule */
-            mgr__process_poll_one(-1, 0, 2);
+            mgr__process_sleep(2);
             populated = mgr__process_cgroup_populated(page->group);
         }
     }
@@ -14188,7 +14152,7 @@ static bool mgr__life_group_dead(const mgr__life_record *r)
         int populated = mgr__process_cgroup_populated(r->group);
         if (populated == 0) { mgr__process_cgroup_remove(r->group); return true; }
         if (populated == 1) mgr__process_cgroup_kill(r->group);
-        mgr__process_poll_one(-1, 0, 2);
+        mgr__process_sleep(2);
     }
     return false;
 }
