@@ -10217,7 +10217,13 @@ static bool mgr__process_environ(pid_t pid, const char *name, char *scratch, siz
  * session, or by forgetting its environment: only by being moved, which takes the
  * right to write to both. */
 
-enum { MGR__PROCESS_CGROUP_BYTES = 512, MGR__PROCESS_CGROUP_DEPTH = 16 };
+enum {
+    MGR__PROCESS_CGROUP_BYTES   = 512,
+    MGR__PROCESS_CGROUP_DEPTH   = 16,
+    MGR__PROCESS_EMPTY_TRIES    = 10,   /* 2 ms apart: a group that was killed is empty within milliseconds, as a rule */
+    MGR__PROCESS_LEFTOVER_TRIES = 50,   /* the same for one that has no manager any more */
+    MGR__PROCESS_MAKE_TRIES     = 5     /* a group, or a life's file, that was taken for a left-over before it was locked */
+};
 
 typedef struct mgr__process_lines { int fd, at, len; char chunk[1024]; } mgr__process_lines;
 
@@ -10453,7 +10459,7 @@ static void mgr__process_cgroup_remove_stale(const char *parent)
             mgr__process_append(mgr__process_append(mgr__process_append(path, parent), "/"), name);
             int fd = mgr__process_cgroup_open(path);
             if (fd >= 0 && mgr__process_lock(fd) == 0) {
-                for (int i = 0; i < 50 && mgr__process_cgroup_populated(path) == 1; i++) {
+                for (int i = 0; i < MGR__PROCESS_LEFTOVER_TRIES && mgr__process_cgroup_populated(path) == 1; i++) {
                     mgr__process_cgroup_kill(path);
                     mgr__process_sleep(2);
                 }
@@ -10560,12 +10566,17 @@ static bool mgr__process_file_id(int fd, uint64_t *device, uint64_t *inode)
     return true;
 }
 
+enum {
+    MGR__PROCESS_LIFE_CLAIM_MS = 100,   /* a sweep holds the lock no longer */
+    MGR__PROCESS_LIFE_STALE_S  = 3600   /* a file that nobody holds is kept so long, for it may still be waited for */
+};
+
 /* A sweep may have come before us: it holds the lock for a moment, and takes away the
  * right to write, by which the next one would know the file for an old left-over. */
 static int mgr__process_life_claim(int fd)
 {
     int code = mgr__process_locks_local(fd) ? -EWOULDBLOCK : -EOPNOTSUPP;
-    for (int i = 0; i < 100 && code == -EWOULDBLOCK; i++) {
+    for (int i = 0; i < MGR__PROCESS_LIFE_CLAIM_MS && code == -EWOULDBLOCK; i++) {
         code = mgr__process_lock(fd);
         if (code == -EWOULDBLOCK) mgr__process_sleep(1);
     }
@@ -10576,7 +10587,7 @@ static int mgr__process_life_claim(int fd)
 static int mgr__process_life_make(const char *path)
 {
     struct stat there, here;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < MGR__PROCESS_MAKE_TRIES; i++) {
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         fd = fd < 0 ? -errno : mgr__process_fd_high(fd);
         if (fd < 0) return fd;
@@ -10612,11 +10623,9 @@ static bool mgr__process_get_at(int fd, void *to, size_t bytes) { return pread(f
 static int mgr__process_truncate(int fd) { return mgr__process_code(ftruncate(fd, 0)); }
 static int mgr__process_unlink(const char *path) { return mgr__process_code(unlink(path)); }
 
-/* A file that nobody holds may still be waited for: the first sweep that finds it so
- * takes away the right to write, and an hour later it goes. By the wall clock: at
- * worst a proof is lost, and a delay waited for. */
-enum { MGR__PROCESS_LIFE_STALE_S = 3600 };
-
+/* The first sweep that finds that nobody holds the file takes away the right to write, and
+ * one an hour later the file. By the wall clock: at worst a proof is lost, and a delay
+ * waited for. */
 static bool mgr__process_life_stale(int fd)
 {
     struct stat st;
@@ -13558,7 +13567,7 @@ static int mgr__keeper_make_group(mgr__keeper *k)
     if (strlen(parent) + sizeof "/manager-18446744073709551615" > sizeof k->page->group) return -ENAMETOOLONG;
     mgr__process_cgroup_remove_stale(parent);
     mgr__process_digits(mgr__process_append(mgr__process_append(k->page->group, parent), "/manager-"), k->page->nonce);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < MGR__PROCESS_MAKE_TRIES; i++) {
         code = mgr__process_cgroup_make(k->page->group);
         if (code < 0 && (code != -EEXIST || i == 0)) break;
         code = k->group_fd = mgr__process_cgroup_open(k->page->group);
@@ -13983,7 +13992,7 @@ static mgr__keeper_status mgr__keeper_end_alone(mgr__keeper *k)
     if (page->group[0]) {
         populated = mgr__process_cgroup_populated(page->group);
         if (populated == 1) mgr__process_cgroup_kill(page->group);
-        for (int i = 0; i < 10 && k->alone_at == now && populated == 1; i++) {     /* the first time: within milliseconds, as a rule */
+        for (int i = 0; i < MGR__PROCESS_EMPTY_TRIES && k->alone_at == now && populated == 1; i++) {     /* the first time */
             mgr__process_sleep(2);
             populated = mgr__process_cgroup_populated(page->group);
         }
@@ -14067,8 +14076,6 @@ static void mgr__keeper_forked(mgr__keeper *k)
 
 /* ---- the manager's side: a life's file, and what it proves ---- */
 
-enum { MGR__LIFE_GONE_TRIES = 10 };     /* of 2 ms: a group that was killed is empty within milliseconds, as a rule */
-
 /* Say in the life's file who acts for this life: to be done before its first work.
  * `partial` is the keeper's to write. 0, or -errno: then nothing will be proven. */
 static int mgr__keeper_describe(const mgr__keeper *k, int life_fd, const char *life, const char *boot)
@@ -14143,7 +14150,7 @@ static bool mgr__life_group_dead(const mgr__life_record *r)
     const char *name = strrchr(r->group, '/');
     if (!r->group[0]) return true;      /* and not partial: it never started a worker, or its PID namespace died with the keeper */
     if (!name || !mgr__process_cgroup_mine(name + 1)) return false;
-    for (int i = 0; i < MGR__LIFE_GONE_TRIES; i++) {
+    for (int i = 0; i < MGR__PROCESS_EMPTY_TRIES; i++) {
         if (mgr__process_cgroup_gone(r->group, (size_t)r->view_bytes, r->view_device, r->view_inode)) return true;
         uint64_t device = 0, inode = 0;
         bool same = mgr__process_cgroup_view(r->group, &device, &inode) == r->view_bytes
