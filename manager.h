@@ -12159,6 +12159,19 @@ static int64_t mgr__page_beat_ms(const mgr__page *page)
     return mgr__max64(20, mgr__min64(2000, page->lease_ms / 12));
 }
 
+/* So long without a beat is silence, for which the host kills one of the two. */
+static int64_t mgr__page_silence_ms(const mgr__page *page) { return mgr__max64(500, page->lease_ms / 4); }
+
+/* Who lives so long after its SIGKILL is stuck. */
+static int64_t mgr__page_stuck_ms(const mgr__page *page) { return mgr__max64(1000, page->kill_margin_ms); }
+
+/* A poll's own time-out, beside a timer that is set to the same end: behind it. Without a
+ * timer a few times a second, for a poll does not count suspension. */
+static int mgr__page_poll_ms(int timer_fd, int64_t left_ms)
+{
+    return (int)(timer_fd >= 0 ? left_ms + 1000 : mgr__min64(left_ms, 250));
+}
+
 /* Descriptors of guard and keeper. */
 enum {
     MGR__FD_SOCKET = 3,     /* commands in, pokes out; the guard holds it for its own pokes */
@@ -12169,6 +12182,13 @@ enum {
     MGR__FD_GROUP,          /* the cgroup's directory under flock: while one of us lives nobody takes it for a left-over */
     MGR__FD_END
 };
+
+static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
+
+static mgr__process_ref mgr__page_host(const mgr__page *page)
+{
+    return mgr__process_ref_make(mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1, page->host, page->host_start);
+}
 
 /* What a life's file says, in the machine's own byte order: only this boot reads it.
  * Host, guard and keeper are named by number and start; `view`, the first bytes of
@@ -12187,8 +12207,6 @@ typedef struct mgr__life_record {
     uint64_t view_bytes, view_device, view_inode;
     char     group[MGR__PAGE_GROUP_BYTES];  /* empty: none */
 } mgr__life_record;
-
-static bool mgr__page_has(const mgr__page *page, int fd) { return (page->present >> (fd - MGR__FD_SOCKET) & 1u) != 0; }
 
 enum mgr__start_step {
     MGR__STEP_FORK, MGR__STEP_DESCRIPTORS, MGR__STEP_EXEC, MGR__STEP_SUBREAPER, MGR__STEP_KEEPER, MGR__STEP_MEMORY, MGR__STEP_PROC,
@@ -12761,7 +12779,7 @@ static void mgr__keeping_sweep_paced(mgr__keeping *k, int64_t now)
 
 static void mgr__keeping_stuck(mgr__keeping *k, mgr__child *c, int64_t now)
 {
-    if (c->stuck || !c->killed_at || now - c->killed_at < mgr__max64(1000, k->page->kill_margin_ms)) return;
+    if (c->stuck || !c->killed_at || now - c->killed_at < mgr__page_stuck_ms(k->page)) return;
     c->stuck = true;
     mgr__child_say(k, c);
 }
@@ -12818,11 +12836,6 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
 }
 
 /* ---- the keeper process: last words ---- */
-
-static mgr__process_ref mgr__page_host(const mgr__page *page)
-{
-    return mgr__process_ref_make(mgr__page_has(page, MGR__FD_HOST) ? MGR__FD_HOST : -1, page->host, page->host_start);
-}
 
 static bool mgr__keeping_host_dead(const mgr__keeping *k) { return k->host_dead || mgr__process_ref_ended(&k->host); }
 
@@ -13004,7 +13017,7 @@ static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
     const mgr__frame_words *h = &k->words.head;
     const char *text = k->words.text + h->lens[0] + h->lens[1] + h->lens[2];
     bool due = h->lens[MGR__WORD_RENEW] && h->address_count && now >= k->renew_at && !MGR__LOAD(&k->page->dismissed);
-    if (!due || now < k->stop_at + mgr__max64(1000, k->page->kill_margin_ms)) return;
+    if (!due || now < k->stop_at + mgr__page_stuck_ms(k->page)) return;
     uint32_t i = k->heard++ % h->address_count;
     int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
     bool answered = (status >= 200 && status < 300) || status == 404;
@@ -13159,8 +13172,7 @@ static void mgr__keeping_wait(mgr__keeping *k)
     }
     mgr__process_timer_set(k->timer_fd, due);
     k->timer_at = due;
-    int64_t left = mgr__max64(0, due - now);
-    mgr__process_poll(k->polls, count, (int)(k->timer_fd >= 0 ? left + 1000 : mgr__min64(left, 250)));
+    mgr__process_poll(k->polls, count, mgr__page_poll_ms(k->timer_fd, mgr__max64(0, due - now)));
     mgr__keeping_late(k, mgr__process_now_ms());
     if (k->polls[2].revents) k->guard_gone = true;
     if (k->polls[3].revents || (k->host.fd < 0 && mgr__keeping_host_dead(k))) k->manager_gone = k->host_dead = true;
@@ -13268,10 +13280,10 @@ static int64_t mgr__guard_tick_ms(const mgr__guard *g)
 static void mgr__guard_wait(mgr__guard *g, int64_t due)
 {
     struct pollfd timer;
-    int64_t now = mgr__process_now_ms(), left = mgr__max64(0, due - now);
+    int64_t now = mgr__process_now_ms();
     mgr__keeping_want(&timer, g->timer_fd);
     mgr__process_timer_set(g->timer_fd, due);
-    mgr__process_poll(&timer, 1, (int)(g->timer_fd >= 0 ? left + 1000 : mgr__min64(left, 250)));
+    mgr__process_poll(&timer, 1, mgr__page_poll_ms(g->timer_fd, mgr__max64(0, due - now)));
     now = mgr__process_now_ms();
     if (now < due) return;
     g->late = mgr__page_late(g->page, g->late, now - due);
@@ -13887,9 +13899,9 @@ static bool mgr__keeper_next(mgr__keeper *k, mgr__worker_report *out)
  * in between: after a suspension we may simply have woken up first. */
 static bool mgr__keeper_silent(mgr__keeper *k)
 {
-    int64_t now = mgr__process_now_ms(), quarter = mgr__max64(500, k->page->lease_ms / 4);
+    int64_t now = mgr__process_now_ms();
     int64_t beat = mgr__min64(MGR__LOAD(&k->page->guard_beat), MGR__LOAD(&k->page->keeper_beat));
-    if (now - beat <= quarter) { k->silent_at = 0; return false; }
+    if (now - beat <= mgr__page_silence_ms(k->page)) { k->silent_at = 0; return false; }
     if (!k->silent_at) k->silent_at = now;
     return now - k->silent_at >= 250;
 }
@@ -13899,8 +13911,7 @@ static bool mgr__keeper_silent(mgr__keeper *k)
  * can still do it: a guard is set going again, a keeper dies and takes its workers along. */
 static void mgr__keeper_silence(mgr__keeper *k)
 {
-    int64_t quarter = mgr__max64(500, k->page->lease_ms / 4);
-    bool keeper = mgr__process_now_ms() - MGR__LOAD(&k->page->keeper_beat) > quarter;
+    bool keeper = mgr__process_now_ms() - MGR__LOAD(&k->page->keeper_beat) > mgr__page_silence_ms(k->page);
     mgr__page_close(k->page);
     if (mgr__process_ref_ended(&k->keeper_ref)) mgr__process_ref_signal(&k->guard_ref, SIGCONT);
     else mgr__process_ref_signal(keeper ? &k->keeper_ref : &k->guard_ref, SIGKILL);
