@@ -12044,6 +12044,7 @@ enum {
     MGR__KEEPER_HEIRS_MS     = 200,         /* from the certificate to the end of the session: for locks to be taken over */
     MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
+    MGR__KEEPER_TREE_MS      = 50,          /* a leader outlives its SIGKILL so long: what it had begun is killed one by one, so often */
     MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
     MGR__KEEPER_STUCK_MS     = 2000,        /* the guard leaves a keeper with an unkillable worker alone while it beats so often */
     MGR__KEEPER_STRAY_MAX    = 256,         /* left-over processes that the host waits for at a time */
@@ -12281,7 +12282,8 @@ typedef struct mgr__child {
     int64_t  kill_at;           /* SIGKILL is due, MGR__NEVER: not stopped */
     int64_t  killed_at;         /* 0: not yet */
     uint64_t start;             /* ticks since boot */
-    bool     agent, stuck, held;
+    bool     agent, stuck;
+    bool     held;              /* by an orphan of it, at the last sweep */
     bool     grouped;           /* it has a cgroup of its own */
 } mgr__child;
 
@@ -12311,7 +12313,8 @@ typedef struct mgr__keeping {
     uint32_t   heard;           /* the address that answered last */
     enum mgr__keeping_phase phase;
     int64_t    stop_at;         /* STOP: the lease's end, when whatever is left gets SIGKILL */
-    int64_t    sweep_at, below_at;
+    int64_t    sweep_at;
+    int64_t    below_at;        /* what leaders that do not die have begun is killed again */
     int64_t    timer_at;        /* what the timer is set to */
     uint32_t   late, high;      /* children in use are below high */
     mgr__process_rank rank;
@@ -12396,7 +12399,7 @@ static void mgr__child_stop(mgr__keeping *k, mgr__child *c, int64_t kill_at, int
 
 /* ---- the keeper process: starting ---- */
 
-/* What MANAGER_CHILD says, as list: managers nest, and each must find its own. */
+/* What MANAGER_CHILD says, as a list: managers nest, and each must find its own. */
 static void mgr__keeping_name(mgr__keeping *k, const mgr__frame_spawn *h, const char *outer)
 {
     char *at = mgr__process_append(k->name, "MANAGER_CHILD=");
@@ -12485,17 +12488,13 @@ static int mgr__keeping_join(mgr__keeping *k, const mgr__child *c, bool inside)
  * ours can be put into a group of ours only a trial tells. 0, or -errno. */
 static int mgr__keeping_try_group(mgr__keeping *k)
 {
-    mgr__child trial;
     mgr__process_end end;
-    bool inside;
-    memset(&trial, 0, sizeof trial);
-    char *at = mgr__process_append(k->path, k->page->group);
-    mgr__process_append(at, "/trial");
+    mgr__process_append(mgr__process_append(k->path, k->page->group), "/trial");
     int code = mgr__process_cgroup_make(k->path);
     if (code < 0) return code;
     int fd = mgr__process_cgroup_open(k->path);
     pid_t pid = fd < 0 ? (pid_t)fd : mgr__process_fork_into(fd);
-    inside = pid >= 0;
+    bool inside = pid >= 0;
     if (!inside) pid = mgr__process_fork(false);
     if (pid == 0) {
         code = inside ? 0 : mgr__process_cgroup_join(k->path);
@@ -12789,7 +12788,7 @@ static void mgr__keeping_stuck(mgr__keeping *k, mgr__child *c, int64_t now)
 static void mgr__keeping_kill_tree(mgr__keeping *k, const mgr__child *c, int64_t now)
 {
     if (now < k->below_at) return;
-    k->below_at = now + 50;
+    k->below_at = now + MGR__KEEPER_TREE_MS;
     mgr__process_kill_below(c->pid, &k->list);
 }
 
@@ -12804,7 +12803,7 @@ static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
             mgr__child_kill(k, c, now);
         }
         if (now >= c->kill_at) {
-            if (c->killed_at && now - c->killed_at >= 50) mgr__keeping_kill_tree(k, c, now);
+            if (c->killed_at && now - c->killed_at >= MGR__KEEPER_TREE_MS) mgr__keeping_kill_tree(k, c, now);
             mgr__child_kill(k, c, now);
             mgr__keeping_stuck(k, c, now);
         }
@@ -12830,7 +12829,7 @@ static int64_t mgr__keeping_due(const mgr__keeping *k, int64_t now)
         const mgr__child *c = &k->children[i];
         if (!mgr__child_live(c)) continue;
         if (c->exec_fd >= 0 && !c->killed_at) due = mgr__min64(due, c->start_until);
-        due = mgr__min64(due, c->killed_at ? mgr__max64(c->kill_at, now) + 25 : c->kill_at);
+        due = mgr__min64(due, c->killed_at ? mgr__max64(c->kill_at, now) + MGR__KEEPER_TREE_MS / 2 : c->kill_at);
     }
     return due;
 }
@@ -12907,13 +12906,19 @@ static enum mgr__words_end mgr__words_round(mgr__keeping *k, int which, const ch
     return refused == h->address_count ? MGR__WORDS_REFUSED : MGR__WORDS_UNHEARD;
 }
 
+static const char *mgr__words_text(const mgr__keeping *k, int which)
+{
+    const char *text = k->words.text;
+    for (int i = 0; i < which; i++) text += k->words.head.lens[i];
+    return text;
+}
+
 /* Until an address accepts (2xx), or all refuse: one that cannot be reached might have
  * accepted. Each of the three is a fact or names one life, so it may arrive twice or late. */
 static enum mgr__words_end mgr__words_send(mgr__keeping *k, int which, int64_t within_ms)
 {
-    const char *text = k->words.text;
+    const char *text = mgr__words_text(k, which);
     int64_t until = mgr__process_now_ms() + within_ms, pause = 20;
-    for (int i = 0; i < which; i++) text += k->words.head.lens[i];
     if (!k->words.head.lens[which] || !k->words.head.address_count) return MGR__WORDS_NONE;
     for (;;) {
         enum mgr__words_end end = mgr__words_round(k, which, text, until);
@@ -13015,11 +13020,11 @@ static void mgr__keeping_note_stuck(mgr__keeping *k, int64_t now)
 static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
 {
     const mgr__frame_words *h = &k->words.head;
-    const char *text = k->words.text + h->lens[0] + h->lens[1] + h->lens[2];
     bool due = h->lens[MGR__WORD_RENEW] && h->address_count && now >= k->renew_at && !MGR__LOAD(&k->page->dismissed);
     if (!due || now < k->stop_at + mgr__page_stuck_ms(k->page)) return;
     uint32_t i = k->heard++ % h->address_count;
-    int status = mgr__words_try(&h->addresses[i], h->address_lens[i], text, h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
+    int status = mgr__words_try(&h->addresses[i], h->address_lens[i], mgr__words_text(k, MGR__WORD_RENEW),
+                                 h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
     bool answered = (status >= 200 && status < 300) || status == 404;
     if (answered) k->heard = i;
     k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, 1000));
@@ -13792,7 +13797,6 @@ static void mgr__keeper_stop(mgr__keeper *k, uint32_t slot, uint32_t within_ms)
 {
     mgr__keeper_order(k, MGR__FRAME_STOP, slot, 0, within_ms);
 }
-
 
 /* After EMPTY or FAILED, or once the keeper is swept. */
 static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
