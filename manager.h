@@ -2553,6 +2553,7 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
 #endif
 
 enum { MGR__RUSH_WEIGHT_MAX = 65535, MGR__RUSH_SLOT_MAX = 65536 };
+#define MGR__RUSH_SCALE 0x1ffffffu       /* 2^25 - 1: so keys stay below 2^64, for E is 2^39 at most */
 #define MGR__RUSH_SLOT_SALT 0x5851f42d4c957f2du
 #define MGR__RUSH_NONE 0xffffffffu       /* no instance, no group */
 #define MGR__RUSH_FREE UINT64_MAX        /* the bar of an instance with a free seat: everything is better */
@@ -2606,11 +2607,6 @@ static uint32_t mgr__rush_draw_folded(uint32_t lo, uint32_t hi)
     v ^= v >> 15; v ^= hi; v *= 0x846ca68bu;
     v ^= v >> 16; v *= 0x9e3779b1u;
     return v ^ (v >> 15);
-}
-
-MGR__UNUSED static uint32_t mgr__rush_draw(uint64_t h, uint64_t g)
-{
-    return mgr__rush_draw_folded(mgr__rush_fold(h ^ g), (uint32_t)((h ^ g) >> 32));
 }
 
 /* E(v), an exponentially distributed number when v is uniform: divided by the
@@ -2684,101 +2680,101 @@ typedef struct mgr__rush_lightest {
  * mask says that b is smaller. What does not depend on the last round comes
  * first: the chain from one `best` to the next is what limits the speed. */
 #define MGR__RUSH_PICK(a, b, mask) (((a) & ~(mask)) | ((b) & (mask)))
-#define MGR__RUSH_KERNELS(suffix, attributes, u, i, q, f, pick, low)                              \
-    attributes static uint64_t mgr__rush_best_##suffix(const mgr__rush_lanes *lanes, uint64_t h) \
-    {                                                                                             \
-        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                    \
-        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                  \
-        uint32_t draws[sizeof(u) / 4], indices[sizeof(u) / 4];                                    \
-        u v, w, limit, best, at, now, least, first, none;                                         \
-        memset(&w, 0, sizeof w);                                                                  \
-        now = w;                                                                                  \
-        at = ~w;                                                                                  \
-        best = none = at ^ MGR__RUSH_BIAS;                                                        \
-        for (uint32_t n = 0; n < count; n += step, now += step) {                                 \
-            MGR__RUSH_LOAD(v, w, lanes, n, lo, hi);                                               \
-            memcpy(&limit, lanes->limit + n, sizeof limit);                                       \
-            v = pick(none, v, (u)((i)v < (i)limit));                                              \
-            u less = (u)((i)v < (i)best);                                                         \
-            best = low(best, v, less);                                                            \
-            at = pick(at, now, less);                                                             \
-        }                                                                                         \
-        least = best;                                                                             \
-        first = at;                                                                               \
-        memcpy(draws, &least, sizeof draws);                                                      \
-        memcpy(indices, &first, sizeof indices);                                                  \
-        uint64_t found = UINT64_MAX;                                                              \
-        for (uint32_t n = 0; n < step; n++) {                                                     \
-            uint64_t one = (uint64_t)(draws[n] ^ MGR__RUSH_BIAS) << 32 | (indices[n] | n);        \
-            found = one < found ? one : found;                                                    \
-        }                                                                                         \
-        return found;                                                                             \
-    }                                                                                             \
-    attributes static size_t mgr__rush_near_##suffix(const mgr__rush_lanes *lanes, uint64_t h)   \
-    {                                                                                             \
-        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                    \
-        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                  \
-        size_t found = 0;                                                                         \
-        for (uint32_t n = 0; n < count; n += MGR__RUSH_LANES) {                                   \
-            u v, w, limit, any;                                                                   \
-            memset(&any, 0, sizeof any);                                                          \
-            for (uint32_t k = n; k < n + MGR__RUSH_LANES; k += step) {                            \
-                MGR__RUSH_LOAD(v, w, lanes, k, lo, hi);                                           \
-                memcpy(&limit, lanes->limit + k, sizeof limit);                                   \
-                memcpy(lanes->row + k, &v, sizeof v);                                             \
-                any |= ~(u)((i)v > (i)limit);                                                     \
-            }                                                                                     \
-            q wide = (q)any;                                                                      \
-            uint64_t bits = 0;                                                                    \
-            for (uint32_t k = 0; k < step / 2; k++) bits |= wide[k];                              \
-            lanes->blocks[found] = n;                                                             \
-            found += bits != 0;                                                                   \
-        }                                                                                         \
-        return found;                                                                             \
-    }                                                                                             \
-    attributes static uint32_t mgr__rush_light_##suffix(const mgr__rush_lanes *lanes, const uint32_t *limits, \
-                                                        uint64_t h, mgr__rush_lightest *out)      \
-    {                                                                                             \
-        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                              \
-        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                  \
-        u draws[MGR__RUSH_LANES / (sizeof(u) / 4)], v, w, limit, first, second, at, any, now, heavy;\
-        f s, slope;                                                                               \
-        memset(&w, 0, sizeof w);                                                                  \
-        at = ~w;                                                                                  \
-        first = second = heavy = w + MGR__RUSH_HEAVY;                                             \
-        for (uint32_t n = 0; n < count; n += MGR__RUSH_LANES) {                                   \
-            memset(&any, 0, sizeof any);                                                          \
-            for (uint32_t k = 0; k < MGR__RUSH_LANES / step; k++) {                               \
-                MGR__RUSH_LOAD(v, w, lanes, n + k * step, lo, hi);                                \
-                memcpy(&limit, limits + n + k * step, sizeof limit);                              \
-                draws[k] = v;                                                                     \
-                any |= ~(u)((i)v > (i)limit);                                                     \
-            }                                                                                     \
-            q wide = (q)any;                                                                      \
-            uint64_t bits = 0;                                                                    \
-            for (uint32_t k = 0; k < step / 2; k++) bits |= wide[k];                              \
-            if (!bits) continue;                                                                  \
-            memset(&now, 0, sizeof now);                                                          \
-            now += n;                                                                             \
-            for (uint32_t k = 0; k < MGR__RUSH_LANES / step; k++, now += step) {                  \
-                memcpy(&limit, limits + n + k * step, sizeof limit);                              \
-                memcpy(&slope, lanes->slope + n + k * step, sizeof slope);                        \
-                s = (f)(((draws[k] ^ MGR__RUSH_BIAS) >> 9) | 0x3f800000u);      /* 1 + u */       \
-                s = (s - 1.0f) / (3.0f - s);                                                      \
-                s *= (s * s * 0.3333282470703125f + 1.0f) * slope;     /* exact: also a long double */   \
-                w = pick((u)s, heavy, (u)((i)draws[k] > (i)limit));                               \
-                u less = (u)((i)w < (i)first);                                                    \
-                limit = pick(w, first, less);                                                     \
-                second = low(second, limit, (u)((i)limit < (i)second));                           \
-                first = low(first, w, less);                                                      \
-                at = pick(at, now, less);                                                         \
-            }                                                                                     \
-        }                                                                                         \
-        memcpy(out->first, &first, sizeof first);                                                 \
-        memcpy(out->second, &second, sizeof second);                                              \
-        memcpy(out->at, &at, sizeof at);                                                          \
-        for (uint32_t n = 0; n < step; n++) out->at[n] |= n;                                      \
-        return step;                                                                              \
+#define MGR__RUSH_KERNELS(suffix, attributes, u, i, q, f, pick, low)                                           \
+    attributes static uint64_t mgr__rush_best_##suffix(const mgr__rush_lanes *lanes, uint64_t h)               \
+    {                                                                                                          \
+        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                                           \
+        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                               \
+        uint32_t draws[sizeof(u) / 4], indices[sizeof(u) / 4];                                                 \
+        u v, w, limit, best, at, now, least, first, none;                                                      \
+        memset(&w, 0, sizeof w);                                                                               \
+        now = w;                                                                                               \
+        at = ~w;                                                                                               \
+        best = none = at ^ MGR__RUSH_BIAS;                                                                     \
+        for (uint32_t n = 0; n < count; n += step, now += step) {                                              \
+            MGR__RUSH_LOAD(v, w, lanes, n, lo, hi);                                                            \
+            memcpy(&limit, lanes->limit + n, sizeof limit);                                                    \
+            v = pick(none, v, (u)((i)v < (i)limit));                                                           \
+            u less = (u)((i)v < (i)best);                                                                      \
+            best = low(best, v, less);                                                                         \
+            at = pick(at, now, less);                                                                          \
+        }                                                                                                      \
+        least = best;                                                                                          \
+        first = at;                                                                                            \
+        memcpy(draws, &least, sizeof draws);                                                                   \
+        memcpy(indices, &first, sizeof indices);                                                               \
+        uint64_t found = UINT64_MAX;                                                                           \
+        for (uint32_t n = 0; n < step; n++) {                                                                  \
+            uint64_t one = (uint64_t)(draws[n] ^ MGR__RUSH_BIAS) << 32 | (indices[n] | n);                     \
+            found = one < found ? one : found;                                                                 \
+        }                                                                                                      \
+        return found;                                                                                          \
+    }                                                                                                          \
+    attributes static size_t mgr__rush_near_##suffix(const mgr__rush_lanes *lanes, uint64_t h)                 \
+    {                                                                                                          \
+        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                                           \
+        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                               \
+        size_t found = 0;                                                                                      \
+        for (uint32_t n = 0; n < count; n += MGR__RUSH_LANES) {                                                \
+            u v, w, limit, any;                                                                                \
+            memset(&any, 0, sizeof any);                                                                       \
+            for (uint32_t k = n; k < n + MGR__RUSH_LANES; k += step) {                                         \
+                MGR__RUSH_LOAD(v, w, lanes, k, lo, hi);                                                        \
+                memcpy(&limit, lanes->limit + k, sizeof limit);                                                \
+                memcpy(lanes->row + k, &v, sizeof v);                                                          \
+                any |= ~(u)((i)v > (i)limit);                                                                  \
+            }                                                                                                  \
+            q wide = (q)any;                                                                                   \
+            uint64_t bits = 0;                                                                                 \
+            for (uint32_t k = 0; k < step / 2; k++) bits |= wide[k];                                           \
+            lanes->blocks[found] = n;                                                                          \
+            found += bits != 0;                                                                                \
+        }                                                                                                      \
+        return found;                                                                                          \
+    }                                                                                                          \
+    attributes static uint32_t mgr__rush_light_##suffix(const mgr__rush_lanes *lanes, const uint32_t *limits,  \
+                                                        uint64_t h, mgr__rush_lightest *out)                   \
+    {                                                                                                          \
+        const uint32_t step = sizeof(u) / 4, lo = mgr__rush_fold(h);                                           \
+        const uint32_t hi = (uint32_t)(h >> 32), count = (uint32_t)lanes->count;                               \
+        u draws[MGR__RUSH_LANES / (sizeof(u) / 4)], v, w, limit, first, second, at, any, now, heavy;           \
+        f s, slope;                                                                                            \
+        memset(&w, 0, sizeof w);                                                                               \
+        at = ~w;                                                                                               \
+        first = second = heavy = w + MGR__RUSH_HEAVY;                                                          \
+        for (uint32_t n = 0; n < count; n += MGR__RUSH_LANES) {                                                \
+            memset(&any, 0, sizeof any);                                                                       \
+            for (uint32_t k = 0; k < MGR__RUSH_LANES / step; k++) {                                            \
+                MGR__RUSH_LOAD(v, w, lanes, n + k * step, lo, hi);                                             \
+                memcpy(&limit, limits + n + k * step, sizeof limit);                                           \
+                draws[k] = v;                                                                                  \
+                any |= ~(u)((i)v > (i)limit);                                                                  \
+            }                                                                                                  \
+            q wide = (q)any;                                                                                   \
+            uint64_t bits = 0;                                                                                 \
+            for (uint32_t k = 0; k < step / 2; k++) bits |= wide[k];                                           \
+            if (!bits) continue;                                                                               \
+            memset(&now, 0, sizeof now);                                                                       \
+            now += n;                                                                                          \
+            for (uint32_t k = 0; k < MGR__RUSH_LANES / step; k++, now += step) {                               \
+                memcpy(&limit, limits + n + k * step, sizeof limit);                                           \
+                memcpy(&slope, lanes->slope + n + k * step, sizeof slope);                                     \
+                s = (f)(((draws[k] ^ MGR__RUSH_BIAS) >> 9) | 0x3f800000u);      /* 1 + u */                    \
+                s = (s - 1.0f) / (3.0f - s);                                                                   \
+                s *= (s * s * 0.3333282470703125f + 1.0f) * slope;     /* exact: also a long double */         \
+                w = pick((u)s, heavy, (u)((i)draws[k] > (i)limit));                                            \
+                u less = (u)((i)w < (i)first);                                                                 \
+                limit = pick(w, first, less);                                                                  \
+                second = low(second, limit, (u)((i)limit < (i)second));                                        \
+                first = low(first, w, less);                                                                   \
+                at = pick(at, now, less);                                                                      \
+            }                                                                                                  \
+        }                                                                                                      \
+        memcpy(out->first, &first, sizeof first);                                                              \
+        memcpy(out->second, &second, sizeof second);                                                           \
+        memcpy(out->at, &at, sizeof at);                                                                       \
+        for (uint32_t n = 0; n < step; n++) out->at[n] |= n;                                                   \
+        return step;                                                                                           \
     }
 
 MGR__RUSH_KERNELS(plain, , mgr__rush_u4, mgr__rush_i4, mgr__rush_q4, mgr__rush_f4, MGR__RUSH_PICK, MGR__RUSH_PICK)
@@ -2841,6 +2837,7 @@ typedef struct mgr__rush_lists {
  * Each has the union of the instances that its partitions may go to, as bits, so
  * that a search passes over those that lead nowhere new. */
 enum { MGR__RUSH_CHUNK = 32, MGR__RUSH_CHUNK_FILL = 24 };   /* partitions; filled so far when made, so that there is room */
+enum { MGR__RUSH_MANY = 32 };   /* refusals are many from a 32nd of the members on: their indices take about as much as the set of bits */
 typedef struct mgr__rush_chunk { uint32_t next, count, part[MGR__RUSH_CHUNK]; } mgr__rush_chunk;
 
 typedef struct mgr__rush_chunks {
@@ -2890,7 +2887,7 @@ typedef struct mgr__rush {
     uint64_t *sorted;           /* scratch */
     uint32_t *member_at;        /* the caller's index, and back */
     uint32_t *rank;
-    uint32_t *weight, *scale;   /* scale: floor((2^25 - 1) / weight) */
+    uint32_t *weight, *scale;   /* scale: floor(MGR__RUSH_SCALE / weight) */
     uint32_t *near_max;         /* the largest draw with a key up to bound, or more */
     uint32_t *seats, *count, *start;
     uint32_t *group_of;
@@ -2930,12 +2927,11 @@ static void mgr__rush_layout_lists(mgr__rush *rush, size_t partitions, size_t sl
     rush->base = mgr__rush_carve32(rush, partitions);
 }
 
-/* Many refusals are a 32nd of the members, whose indices take about as much as the
- * set of bits. The last piece of `room` is for chunks that get full. */
+/* The last piece of `room` is for chunks that get full. */
 static void mgr__rush_layout_chunks(mgr__rush *rush, size_t partitions, size_t members, size_t refused)
 {
     mgr__rush_chunks *chunks = &rush->chunks;
-    size_t many = members ? (size_t)((uint64_t)refused * 32 / members) : 0;
+    size_t many = members ? (size_t)((uint64_t)refused * MGR__RUSH_MANY / members) : 0;
     if (many > refused) many = refused;
     chunks->words = (members + 63) / 64;
     chunks->room = partitions / MGR__RUSH_CHUNK_FILL + members + partitions / 96 + 4;
@@ -3117,7 +3113,7 @@ static mgr_result mgr__rush_order_members(mgr__rush *rush)
         rush->lanes.hi[i] = (uint32_t)(order.hash[i] >> 32);
         rush->weight[i] = weight;
         if (!weight) continue;
-        rush->scale[i] = 0x1ffffffu / weight;
+        rush->scale[i] = MGR__RUSH_SCALE / weight;
         rush->lanes.slope[i] = (float)rush->scale[i] * MGR__RUSH_SLOPE;
         if (common && weight != common) rush->equal = false;
         common = weight;
@@ -3153,7 +3149,7 @@ static mgr_result mgr__rush_order_slots(mgr__rush *rush)
         rush->lanes.lo[next] = mgr__rush_fold(g);
         rush->lanes.hi[next] = (uint32_t)(g >> 32);
         rush->weight[next] = 1;
-        rush->scale[next] = 0x1ffffffu;
+        rush->scale[next] = MGR__RUSH_SCALE;
         rush->member_at[next] = rush->at_slot[s];
         rush->at_slot[s] = next++;
     }
@@ -3471,7 +3467,7 @@ static void mgr__rush_bits(mgr__rush *rush)
     for (uint32_t x = 0; x < rush->in->partition_count; x++) {
         chunks->may_at[x] = MGR__RUSH_NONE;
         const uint32_t *refused, count = mgr__rush_refused(rush, x, &refused);
-        if (!count || count * (uint64_t)32 < rush->in->member_count) continue;
+        if (!count || count * (uint64_t)MGR__RUSH_MANY < rush->in->member_count) continue;
         chunks->may_at[x] = used++;
         uint64_t *may = chunks->may + chunks->may_at[x] * chunks->words;
         memset(may, 0xff, chunks->words * sizeof *may);
