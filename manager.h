@@ -203,7 +203,8 @@
  *  S3  If its key carries no session, and it says "released", or cluster/dead/<its
  *      life> stands, or its loss has been seen for the delay. A session whose life is
  *      certified counts as none: the lock's transaction takes its lock off first, so
- *      that a proven death costs two writes and not three. (mgr__part_takeable_at)
+ *      that an heir waits for two writes, the certificate and its own, and not for the
+ *      session's end. (mgr__part_takeable_at)
  *  S4  That is max(own delay, delay in the value), since this (key, index) was first
  *      seen. A missing key has no index by which its loss could be timed: it is made
  *      anew, as lost for the longest delay ever seen. (mgr__part_observe,
@@ -247,8 +248,8 @@
  *      (mgr__cluster_lease_time, mgr__keeping_watch, mgr__keeping_overrun)
  *  S16 By the guard half the kill margin later, and the keeper too if it stands still.
  *      (mgr__guard_watch, mgr__guard_end)
- *  S17 Keeper and guard act by as much earlier as their timers were late.
- *      (mgr__page_early)
+ *  S17 Keeper and guard act by as much earlier as their timers were late, by half the
+ *      kill margin at most. (mgr__page_early)
  *  S18 When manager or guard is gone, the keeper ends the work; when the keeper is
  *      gone, the guard; when both are, the parent-death signal. (mgr__keeping_wait,
  *      mgr__guard_sweep, mgr__keeping_child)
@@ -271,7 +272,8 @@
  *      (mgr__keeping_stop_more, mgr__keeping_speak)
  *  S26 In-process work is never certified while the host lives, nor in a life that lost
  *      some. (mgr__keeping_may_certify, mgr__work_lost, mgr__cluster_ask_parting)
- *  S27 With guard and keeper both dead only an empty cgroup is proof.
+ *  S27 With guard and keeper both dead only an empty cgroup is proof, or a keeper that
+ *      was the first process of a PID namespace: with it all in there died.
  *      (mgr__keeper_end_alone)
  *  S28 What cannot be killed keeps its lock: the session is renewed.
  *      (mgr__keeping_renew)
@@ -363,6 +365,13 @@
  *     MGR__RUSH_SLOT_MAX       65536    a slot's number in mgr_rush_slots; MGR_MEMBER_COUNT_MAX in Consul
  *     MGR__SETTLES_MAX         4        times settle_ms, waiting for younger joiners
  *     MGR__PROVE_MS            2 s      for a former life of this host to be seen dead, else the delay
+ *     MGR__REWRITE_MS          250      between two writes of what came of work that goes on
+ *     MGR__BURY_MS             300      and up to 1 s more, before the key of a dead member goes; 150 at most if somebody waits for that
+ *     MGR__KEEPER_OPEN_MS      10 s     for guard and keeper to be in place
+ *     MGR__KEEPER_START_MS     10 s     from fork to exec, unless the process's start_timeout_ms says otherwise
+ *     MGR__KEEPER_QUEUE_BYTES  4 MiB    commands waiting for the keeper
+ *     MGR__KEEPER_WORDS_MS     30 s     for the keeper's certificate to be accepted, when the program is dead
+ *     MGR__KEEPER_HEIRS_MS     200      from there to the end of the session: the heirs' locks come first
  *     MGR__REASON_BYTES        200      why a service is paused
  *     MGR__BREAKER_STILLS      8        times the stillness that ends it, a circuit breaker holds
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
@@ -372,7 +381,7 @@
  *     MANAGER_STATIC           public functions are static
  *     MGR_ASSERT(x)            default assert: programmer errors only
  *     MGR_MALLOC/REALLOC/FREE  all three or none; or desc.allocator for one instance
- *     the limits above
+ *     MGR_...                  those of the limits above that begin so; MGR__... are fixed
  *
  * ---- Memory, errors, signals, fork, threads --------------------------------------
  *
@@ -386,16 +395,17 @@
  *
  * No handler is installed and no mask changed, except with handle_signals, which
  * reads SIGTERM and SIGINT from a signalfd (Linux). Guard and keeper are made so
- * that the program's wait and SIGCHLD never see them (clone3 without a signal).
+ * that the program's wait and SIGCHLD never see them (clone without a signal).
  * Daemonize before mgr_open. In a forked child every call says MGR_FORKED, and
  * mgr_close only frees memory. One thread steps an instance; mgr_post, mgr_leave,
  * mgr_lease_left_ms and the grant calls may be used from any.
  *
  * isolate keeps a worker's whole tree certain. auto is a cgroup where one is writable,
- * else none. pidns is made on request only: workers then see other pids than the host
- * (mgr_pid and events show the host's), and /proc is theirs; without
- * CAP_SYS_ADMIN it takes a user namespace, in which no process may have another uid or
- * gid (MGR_DENIED). Where the kernel refuses, mgr_open says MGR_INVALID, and why.
+ * else none. cgroup by name must be had: else mgr_open says MGR_SYSTEM, and why. pidns
+ * is made on request only: workers then see other pids than the host (mgr_pid and events
+ * show the host's), and /proc is theirs; without CAP_SYS_ADMIN it takes a user namespace,
+ * in which no process may have another uid or gid (MGR_DENIED). Where the kernel refuses
+ * it, mgr_open says MGR_INVALID, and why.
  *
  * An agent that mgr_agent_start runs has a keeper of its own: it must outlive a life
  * of the instance that ends.
@@ -5833,8 +5843,8 @@ enum {
     MGR__BURY_JITTER_MS = 150,      /* of those who could bury a dead member one will be first */
     MGR__IDENTITY_WAIT_MS = 1000,   /* a former life of ours whose process is unknown: beyond the polite stop and the kill margin */
     MGR__PROVE_MS = 2000, MGR__PROVE_AGAIN_MS = 20,     /* a death that is not proven by then is waited for no longer */
-    MGR__REWRITE_MS = 250,
-    MGR__BURY_MS = 300, MGR__BURY_SPREAD_MS = 1000,
+    MGR__REWRITE_MS = 250,          /* from a lock or the last rewrite to the next one, see mgr__cluster_ask_rewrite */
+    MGR__BURY_MS = 300, MGR__BURY_SPREAD_MS = 1000,     /* where nobody waits for it: after the heirs have begun, and not all at once */
     MGR__REFUSE_MS = 5000, MGR__REFUSE_MAX_MS = 3600000,
     MGR__STILL_DELAYS = 2, MGR__STILL_SETTLES = 4, MGR__STILL_JITTER_MS = 500,   /* a breaker ends: so long nobody has come or gone */
     MGR__BREAKER_STILLS = 8,        /* or at last after so many times that, whoever comes and goes */
