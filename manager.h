@@ -12041,17 +12041,22 @@ typedef enum mgr__keeper_status {
 
 enum {
     MGR__KEEPER_OPEN_MS      = 10000,       /* until guard and keeper must be in place */
-    MGR__KEEPER_CLOSE_MS     = 500,         /* mgr__keeper_close waits at most so long for an end that is under way */
+    MGR__KEEPER_CLOSE_MS     = 500,         /* the host waits at most so long for an end that is under way, ... */
+    MGR__KEEPER_GLANCE_MS    = 50,          /* ... and so long for one that takes its time */
     MGR__KEEPER_QUEUE_BYTES  = 4 << 20,     /* commands waiting for the keeper */
     MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the four requests together */
     MGR__KEEPER_WORDS_MS     = 30000,       /* one of them is tried for so long */
     MGR__KEEPER_TRY_MS       = 2000,        /* on one address */
+    MGR__KEEPER_REST_MS      = 20,          /* pause before it is tried again, ... */
+    MGR__KEEPER_REST_MS_MAX  = 1000,        /* ... doubled up to this */
     MGR__KEEPER_TIDY_MS      = 3000,        /* those that only tidy up, once a certificate stands */
     MGR__KEEPER_HEIRS_MS     = 200,         /* from the certificate to the end of the session: for locks to be taken over */
     MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
     MGR__KEEPER_TREE_MS      = 50,          /* a leader outlives its SIGKILL so long: what it had begun is killed one by one, so often */
     MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
+    MGR__KEEPER_LOOK_MS      = 5,           /* between two looks for ends, where nothing tells of them */
+    MGR__KEEPER_AGAIN_MS     = 20,          /* until the guard kills again */
     MGR__KEEPER_STUCK_MS     = 2000,        /* the guard leaves a keeper with an unkillable worker alone while it beats so often */
     MGR__KEEPER_STRAY_MAX    = 256,         /* left-over processes that the host waits for at a time */
     MGR__KEEPER_SCAN_MS      = 250,         /* pause between two looks of the host for what guard and keeper left */
@@ -12507,7 +12512,7 @@ static int mgr__keeping_try_group(mgr__keeping *k)
         mgr__process_exit(code < 0 ? -code : 0);
     }
     mgr__process_close(fd);
-    if (pid > 0) while (mgr__process_wait(pid, false, &end) == 0) mgr__process_poll(NULL, 0, 5);
+    if (pid > 0) while (mgr__process_wait(pid, false, &end) == 0) mgr__process_poll(NULL, 0, MGR__KEEPER_LOOK_MS);
     code = pid < 0 ? (int)pid : end.status == 0 ? 0 : end.status > 0 ? -end.status : -ECHILD;
     mgr__process_cgroup_remove(k->path);
     return code;
@@ -12924,14 +12929,14 @@ static const char *mgr__words_text(const mgr__keeping *k, int which)
 static enum mgr__words_end mgr__words_send(mgr__keeping *k, int which, int64_t within_ms)
 {
     const char *text = mgr__words_text(k, which);
-    int64_t until = mgr__process_now_ms() + within_ms, pause = 20;
+    int64_t until = mgr__process_now_ms() + within_ms, pause = MGR__KEEPER_REST_MS;
     if (!k->words.head.lens[which] || !k->words.head.address_count) return MGR__WORDS_NONE;
     for (;;) {
         enum mgr__words_end end = mgr__words_round(k, which, text, until);
         int64_t left = until - mgr__process_now_ms();
         if (end != MGR__WORDS_UNHEARD || left <= 0) return end;
         mgr__keeping_pause(k, mgr__min64(pause, left));
-        pause = mgr__min64(1000, pause * 2);
+        pause = mgr__min64(MGR__KEEPER_REST_MS_MAX, pause * 2);
     }
 }
 
@@ -13033,7 +13038,7 @@ static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
                                  h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
     bool answered = (status >= 200 && status < 300) || status == 404;
     if (answered) k->heard = i;
-    k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, 1000));
+    k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, MGR__KEEPER_REST_MS_MAX));
 }
 
 static void mgr__keeping_stop_more(mgr__keeping *k, int64_t now)
@@ -13334,7 +13339,7 @@ static void mgr__guard_watch(mgr__guard *g)
         if (speaks) deadline = beat + MGR__KEEPER_MUTE_MS;
         if (now >= deadline) {
             mgr__guard_end(g, now, deadline);
-            deadline = now + 20;
+            deadline = now + MGR__KEEPER_AGAIN_MS;
         }
         mgr__guard_wait(g, mgr__min64(deadline, now + mgr__guard_tick_ms(g)));
     }
@@ -13356,7 +13361,7 @@ static void mgr__guard_sweep(mgr__guard *g)
         if (group[0]) mgr__process_cgroup_kill(group);
         mgr__process_kill_descendants(&g->list);
         MGR__STORE(&g->page->guard_beat, mgr__process_now_ms());
-        mgr__process_poll(NULL, 0, 5);
+        mgr__process_poll(NULL, 0, MGR__KEEPER_LOOK_MS);
     }
     MGR__STORE(&g->page->work_dead, 1u);
     mgr__page_poke();
@@ -13487,6 +13492,12 @@ static bool mgr__keeper_reap(mgr__keeper *k)
     if (got == -ECHILD && k->guard_ref.fd >= 0 && mgr__process_poll_one(k->guard_ref.fd, POLLIN, 0) == 0) return false;
     k->guard = 0;
     return true;
+}
+
+static void mgr__keeper_await(mgr__keeper *k, int64_t within_ms)
+{
+    int64_t until = mgr__process_now_ms() + within_ms;
+    while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_ref.fd, POLLIN, 10);
 }
 
 static void mgr__keeper_drop(mgr__keeper *k)
@@ -13663,7 +13674,7 @@ static int mgr__keeper_make(mgr__keeper *k, const mgr__keeper_config *c, bool wh
 static void mgr__keeper_abort(mgr__keeper *k)
 {
     if (k->guard > 0) mgr__process_kill(k->guard, SIGKILL);
-    for (int i = 0; i < 50 && !mgr__keeper_reap(k); i++) mgr__process_poll_one(k->guard_ref.fd, POLLIN, 10);
+    mgr__keeper_await(k, MGR__KEEPER_CLOSE_MS);
     if (k->page && k->page->group[0]) mgr__process_cgroup_remove(k->page->group);
     mgr__keeper_drop(k);
 }
@@ -14083,8 +14094,7 @@ static void mgr__keeper_close(mgr__keeper *k)
     mgr__process_close(k->fd);
     k->fd = -1;
     bool soon = MGR__LOAD(&k->page->dismissed) || MGR__LOAD(&k->page->swept);
-    int64_t until = mgr__process_now_ms() + (soon ? MGR__KEEPER_CLOSE_MS : 50);
-    while (!mgr__keeper_reap(k) && mgr__process_now_ms() < until) mgr__process_poll_one(k->guard_ref.fd, POLLIN, 10);
+    mgr__keeper_await(k, soon ? MGR__KEEPER_CLOSE_MS : MGR__KEEPER_GLANCE_MS);
     if (!MGR__LOAD(&k->page->swept) && mgr__keeper_alone(k)) mgr__keeper_end_alone(k);
     mgr__keeper_drop(k);
 }
