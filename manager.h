@@ -9757,7 +9757,7 @@ static int mgr__process_map_ids(uint32_t uid, uint32_t gid)
     return mgr__process_map_own("/proc/self/gid_map", gid);
 }
 
-/* A /proc of this namespace, seen by nobody else; later mounts of the host still come through. */
+/* A /proc of this namespace, seen by nobody else; what is mounted outside later still comes through. */
 static int mgr__process_mount_proc(void)
 {
 #ifdef __linux__
@@ -11985,7 +11985,8 @@ static void mgr__consul_parse(const mgr__request *r, const mgr__http_result *res
 /* ============================================================================
  * [keeper] Guard, keeper, and the manager's side of them
  * what:  host -> guard -> keeper -> workers: processes that end with their lease
- *        and with their manager, whatever is killed or stopped
+ *        and with their manager, whatever is killed or stopped. "The host" is the
+ *        program that has the manager in it, here and in [io]'s processes
  * owns:  mgr__keeper (manager), mgr__keeping (keeper), mgr__guard, mgr__page (shared by all three)
  * calls: [io] [base]
  * ========================================================================== */
@@ -12061,7 +12062,7 @@ enum {
     MGR__KEEPER_STRAY_MAX    = 256,         /* left-over processes that the host waits for at a time */
     MGR__KEEPER_SCAN_MS      = 250,         /* pause between two looks of the host for what guard and keeper left */
     MGR__KEEPER_MUTE_MS      = 90000,       /* the guard ends a keeper that stands still so long over its last words */
-    MGR__KEEPER_LIST_MAX     = 1 << 17,     /* processes of the whole host that a sweep looks at */
+    MGR__KEEPER_LIST_MAX     = 1 << 17,     /* processes of the whole machine that a sweep looks at */
     MGR__KEEPER_START_MS     = 10000        /* from fork to exec, by default */
 };
 
@@ -14245,7 +14246,7 @@ static mgr__verdict mgr__life_prove_record(const mgr__life_record *r, const char
  * Somebody who opened the file before, to read it, holds no lock that could pass for a
  * supervisor's, nor hide one.
  *
- * Is it that host? The boot's id is in the key and in the file. A container of the same
+ * Is it that machine? The boot's id is in the key and in the file. A container of the same
  * boot has another PID namespace, and where its cgroup path means something else, the
  * mount that it is seen through differs by device or inode. The number of a PID namespace
  * is given anew only when it and all its processes are gone, which is what is to be
