@@ -376,6 +376,8 @@
  *     MGR__BREAKER_STILLS      8        times the stillness that ends it, a circuit breaker holds
  *     MGR__SWEEP_MS            10 min   between two looks for certificates nobody needs
  *
+ * Sizes and waits that are felt by nobody outside stand by name in their sections.
+ *
  * ---- Configuration macros, to be set before the implementation -------------------
  *
  *     MANAGER_STATIC           public functions are static
@@ -391,7 +393,7 @@
  *
  * Operating errors are results, with mgr_error_text in words. The library never
  * exits, aborts or prints. Nothing waits without a deadline: requests 8 s, those
- * that carry the lease a fifth of it, the blocking query one lease.
+ * that carry the lease a fifth of it, the blocking query one lease and 2 s or so.
  *
  * No handler is installed and no mask changed, except with handle_signals, which
  * reads SIGTERM and SIGINT from a signalfd (Linux). Guard and keeper are made so
