@@ -1761,6 +1761,7 @@ TEST(life_files_are_removed_when_certified_or_stale)
 TEST(a_sweep_does_not_spoil_a_new_life_file)
 {
     life l;
+    sigset_t child, before;
     struct stat st;
     int ready[2];
     char byte;
@@ -1783,7 +1784,16 @@ TEST(a_sweep_does_not_spoil_a_new_life_file)
         _exit(0);
     }
     CHECK_INT(read(ready[0], &byte, 1), 1);
+    child_signals = 0;
+    signal(SIGCHLD, on_child);
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, &before);
+    raise(SIGCHLD);
     CHECK_INT(mgr__process_life_claim(l.fd), 0);
+    CHECK_INT(child_signals, 0);      /* the program's mask holds while it waits (invariant 8) */
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    signal(SIGCHLD, SIG_DFL);
     reap(sweeping);
     close(ready[0]);
     close(ready[1]);
