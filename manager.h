@@ -951,6 +951,8 @@ typedef struct mgr_view {
     size_t      instance_count;
     const mgr_view_partition *partitions;
     size_t      partition_count;
+    const char *const *drained;      /* ids of no instance now, which drain as soon as they come: see mgr_wish_drain */
+    size_t      drained_count;
 } mgr_view;
 
 /* Read a service's state as of now (two linearizable reads), waiting at most
@@ -6205,6 +6207,13 @@ static void mgr__cluster_check_weights(mgr__cluster *c)
                              "all are taken for equal", odd->id.at);
 }
 
+/* Whether an operator, or this program, wants us without work. */
+static bool mgr__cluster_drains(const mgr__cluster *c)
+{
+    const mgr__member *own = mgr__cluster_own(c);
+    return own && mgr__member_drains(own);
+}
+
 static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
 {
     unsigned long count = (unsigned long)c->set.count;
@@ -6214,6 +6223,7 @@ static void mgr__cluster_tell_map(mgr__cluster *c, size_t members, size_t mine)
     else
         mgr__cluster_tell(c, MGR_EVENT_REBALANCE, "the map of %lu partition%s on %lu instance%s gives us %lu%s",
                           count, count == 1 ? "" : "s", (unsigned long)members, members == 1 ? "" : "s", (unsigned long)mine,
+                          mgr__cluster_drains(c) ? "; we drain, until an undrain" :
                           c->picture.pause.exists ? "; paused: only what has no holder moves" : "");
 }
 
@@ -16296,7 +16306,7 @@ static mgr_result mgr__call_wish(mgr *m, const char *instance, bool evict, bool 
     if (result != MGR_OK) return result;
     const mgr__member *member = mgr__picture_member(&picture, mgr__str_of(instance));
     const mgr__standing_wish *standing = mgr__picture_wish(&picture, mgr__str_of(instance));
-    bool takes_back = !evict && !drain && standing;     /* undrain of an instance that is away */
+    bool takes_back = !evict && !drain && standing && standing->wish.drain;     /* undrain of an instance that is away */
     if ((!member && !takes_back) || (evict && !member->alive)) {
         bool away = member != NULL;
         mgr__picture_free(&picture);
@@ -16789,6 +16799,18 @@ static void mgr__view_paused(mgr__view *v, const mgr__picture *picture, mgr_view
     }
 }
 
+static const char *const *mgr__view_drained(mgr__view *v, const mgr__picture *picture, size_t *count)
+{
+    const char **ids = (const char **)mgr__arena_alloc(&v->arena, (picture->wish_count + 1) * sizeof *ids);
+    *count = 0;
+    for (size_t i = 0; ids && i < picture->wish_count; i++) {
+        const mgr__standing_wish *standing = &picture->wishes[i];
+        bool waits = standing->wish.drain && !mgr__picture_member(picture, standing->id);
+        if (waits) ids[(*count)++] = mgr__arena_str(&v->arena, standing->id).at;
+    }
+    return ids;
+}
+
 static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *picture, const mgr__set *set)
 {
     mgr__buf scratch;
@@ -16824,6 +16846,7 @@ static mgr_result mgr__view_fill(mgr *m, mgr__view *v, const mgr__picture *pictu
     v->view.instances = instances;
     v->view.instance_count = picture->member_count;
     v->view.partitions = partitions;
+    v->view.drained = mgr__view_drained(v, picture, &v->view.drained_count);
     v->view.partition_count = set->count;
     v->view.service_id = mgr__arena_str(&v->arena, mgr__str_of(m->desc.service_id)).at;
     v->view.version = picture->marker.version;

@@ -1137,6 +1137,14 @@ static void view_pause(text *out, const mgr_view *view)
     text_free(&line);
 }
 
+/* Wishes outlive their instances: who comes back is drained again. */
+static void view_drained(text *out, const mgr_view *view)
+{
+    for (size_t i = 0; i < view->drained_count; i++)
+        text_format(out, "%s is not there, and drains when it comes; manager undrain -s %s %s takes that back\n",
+                    view->drained[i], view->service_id, view->drained[i]);
+}
+
 static void view_summary(text *out, const mgr_view *view)
 {
     static const int ORDER[] = { SHOWN_ENDED, MGR_VIEW_ASSIGNED, MGR_VIEW_UNPLACEABLE, SHOWN_WAITING };
@@ -1166,6 +1174,7 @@ static void view_table(text *out, const mgr_view *view)
     view_partitions(out, view);
     text_add(out, "\n");
     view_summary(out, view);
+    view_drained(out, view);
     view_pause(out, view);
 }
 
@@ -1185,7 +1194,6 @@ static void pause_json(text *out, const mgr_view *view)
 
 static void view_json(text *out, const mgr_view *view)
 {
-    static const char *const STATES[] = { "assigned", "assumed", "unplaceable" };
     text_add(out, "{\"service\":");
     text_json(out, view->service_id);
     text_format(out, ",\"index\":%llu,\"converged\":%s,\"placement\":\"%s\",\"paused\":", (unsigned long long)view->index,
@@ -1223,13 +1231,18 @@ static void view_json(text *out, const mgr_view *view)
         text_json_or_null(out, p->mapped);
         text_add(out, ",\"owner\":");
         text_json_or_null(out, p->owner);
-        text_format(out, ",\"state\":\"%s\",\"fence\":%llu,\"since\":", STATES[p->state], (unsigned long long)p->fence);
+        text_format(out, ",\"state\":\"%s\",\"fence\":%llu,\"since\":", SHOWN[partition_state(view, p)].word, (unsigned long long)p->fence);
         text_json_or_null(out, p->since);
         text_format(out, ",\"attempts\":%u,\"last_exit\":", (unsigned)p->attempts);
         text_json(out, p->last_exit);
         text_format(out, ",\"ended\":%s,\"lost\":%s,\"last_owner\":", json_bool(p->ended), json_bool(p->lost));
         text_json(out, p->last_owner ? p->last_owner : "");
         text_add(out, "}");
+    }
+    text_add(out, "],\"drained\":[");
+    for (size_t n = 0; n < view->drained_count; n++) {
+        text_add(out, n ? "," : "");
+        text_json(out, view->drained[n]);
     }
     text_add(out, "]}\n");
 }
@@ -2344,6 +2357,16 @@ static int plan_on_paper(program *p, plan *x)
     return result == MGR_OK ? EXIT_OK : failed(p, NULL, result);
 }
 
+static bool plan_undrained(const program *p, const mgr_view *view, const char *id)
+{
+    for (size_t i = 0; view && i < view->drained_count; i++) {
+        if (strcmp(view->drained[i], id) != 0) continue;
+        say(p, "%s would get nothing, for it drains when it comes: manager undrain -s %s %s takes that back", id, view->service_id, id);
+        return false;
+    }
+    return true;
+}
+
 static int plan_make(program *p, plan *x, const mgr_view *view)
 {
     for (size_t i = 0; i < p->opt.remove.count; i++) {
@@ -2352,7 +2375,7 @@ static int plan_make(program *p, plan *x, const mgr_view *view)
         if (!roster_remove(p, &x->after.roster, p->opt.remove.names[i])) return EXIT_USAGE;
     }
     for (size_t i = 0; i < p->opt.add.count; i++)
-        if (!roster_parse(p, &x->after.roster, p->opt.add.names[i])) return EXIT_USAGE;
+        if (!roster_parse(p, &x->after.roster, p->opt.add.names[i]) || !plan_undrained(p, view, p->opt.add.names[i])) return EXIT_USAGE;
     for (size_t i = 0; i < p->opt.reweigh.count; i++)
         if (!roster_reweigh(p, &x->after.roster, p->opt.reweigh.names[i])) return EXIT_USAGE;
     if (p->opt.partitions.count) side_names(&x->after, list_names(&p->opt.partitions), p->opt.partitions.count);

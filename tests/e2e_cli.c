@@ -212,6 +212,29 @@ E2E(wait_drain_undrain_evict)
     CHECK_INT(e2e_registered(agent, "ops"), 1);
 }
 
+/* The wish belongs to the id. Everybody is told, or nobody would know why there is no work. */
+E2E(a_drain_outlives_its_instance)
+{
+    e2e_agent *agent = e2e_shared_agent();
+    const char *at = agent->address;
+    e2e_run(agent, "away", "a", "-p", "0..3", NULL);
+    e2e_instance b = e2e_run(agent, "away", "b", NULL);
+    CHECK(e2e_wait_settled(agent, "away", 2, 4, &view, 20000));
+    CHECK_INT(e2e_cli("drain", "--consul", at, "-s", "away", "b", NULL), 0);
+    CHECK_INT(e2e_stop(&b), 0);
+    CHECK_INT(e2e_cli("status", "--consul", at, "-s", "away", NULL), 0);
+    CHECK(strstr(e2e_out, "b is not there, and drains when it comes") != NULL);
+    CHECK_INT(e2e_cli("status", "--consul", at, "-s", "away", "--json", NULL), 0);
+    CHECK(strstr(e2e_out, "\"drained\":[\"b\"]") != NULL);
+    refused(e2e_cli("plan", "--consul", at, "-s", "away", "--add", "b:2", NULL), 64, "undrain", "a plan with one that will drain");
+    b = e2e_run(agent, "away", "b", NULL);
+    CHECK(e2e_wait_said(&b, "gives us 0; we drain, until an undrain", 15000));
+    CHECK_INT(e2e_stop(&b), 0);
+    CHECK_INT(e2e_cli("undrain", "--consul", at, "-s", "away", "b", NULL), 0);
+    CHECK_INT(e2e_cli("plan", "--consul", at, "-s", "away", "--add", "b", NULL), 0);
+    refused(e2e_cli("undrain", "--consul", at, "-s", "away", "b", NULL), 1, "has no instance", "nothing to take back");
+}
+
 /* Everything of it is valid JSON; returns how many members the top object has. */
 static size_t json_members(const char *text)
 {
@@ -479,6 +502,7 @@ static int run(int argc, char **argv)
     RUN(two_instances_with_one_id);
     RUN(two_services_stand_alone);
     RUN(wait_drain_undrain_evict);
+    RUN(a_drain_outlives_its_instance);
     RUN(plan_and_timings);
     RUN(plan_on_paper);
     RUN(arguments_and_environment_of_the_work);
