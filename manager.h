@@ -14458,8 +14458,10 @@ struct mgr {
     sigset_t      signal_mask;
     bool          signal_masked;
 
-    bool          call_done;    /* observers: the answer to the one request out */
+    bool          call_done;    /* observers: the answer to the one request out, */
     mgr__answer   call_answer;
+    mgr__buf      call_body;    /* and what its views look at */
+    char          call_text[MGR__HTTP_TEXT_BYTES];
 };
 
 /* ---- errors and events ---- */
@@ -15582,6 +15584,30 @@ static void mgr__side_answer(mgr *m, const mgr__answer *a, int64_t now)
 
 /* ---- answers ---- */
 
+/* A stale answer, by its own word, is none. */
+static void mgr__manager_parse(mgr *m, const mgr__request *r, const mgr__http_result *result, mgr__answer *out)
+{
+    mgr__consul_parse(r, result, &m->scratch, out);
+    if (out->outcome == MGR__OUTCOME_OK && out->no_leader) out->outcome = MGR__OUTCOME_UNKNOWN;
+}
+
+/* An observer looks at the answer when the connection has forgotten it. */
+static void mgr__call_answered(mgr *m, const mgr__http_result *result)
+{
+    mgr__http_result kept = *result;
+    mgr__copy_text(m->call_text, sizeof m->call_text, mgr__str_of(result->text));
+    mgr__buf_clear(&m->call_body);
+    mgr__buf_str(&m->call_body, result->body);
+    kept.body = mgr__buf_view(&m->call_body);
+    kept.text = m->call_text;
+    if (m->call_body.failed) {
+        kept.outcome = MGR__OUTCOME_UNKNOWN;
+        kept.text = "out of memory for the answer";
+    }
+    mgr__manager_parse(m, &m->side, &kept, &m->call_answer);
+    m->call_done = true;
+}
+
 static void mgr__manager_answered(void *owner, mgr__http *h, const mgr__http_result *result)
 {
     mgr *m = (mgr *)owner;
@@ -15589,10 +15615,8 @@ static void mgr__manager_answered(void *owner, mgr__http *h, const mgr__http_res
     mgr__answer answer;
     int64_t now = mgr__io_now(&m->io);
     bool side = lane == MGR__LANE_WORK && m->side_kind != MGR__SIDE_NONE;
-    const mgr__request *r = side || m->desc.observer ? &m->side : &m->cluster.errands[lane].request;
-    mgr__consul_parse(r, result, &m->scratch, &answer);
-    if (answer.outcome == MGR__OUTCOME_OK && answer.no_leader) answer.outcome = MGR__OUTCOME_UNKNOWN;   /* stale by its own word */
-    if (m->desc.observer) { m->call_answer = answer; m->call_done = true; return; }
+    if (m->desc.observer) { mgr__call_answered(m, result); return; }
+    mgr__manager_parse(m, side ? &m->side : &m->cluster.errands[lane].request, result, &answer);
     if (result->status >= 500 || result->status == 429) mgr__http_move_on(h);   /* an agent without a leader: another may have one */
     if (side) { mgr__side_answer(m, &answer, now); return; }
     if (m->cluster.errands[lane].task == MGR__TASK_NODE && answer.outcome == MGR__OUTCOME_OK) m->agent = result->address;
@@ -15969,6 +15993,7 @@ MGRAPI mgr_result mgr_open(mgr **out, const mgr_desc *desc)
     mgr__arena_init(&m->side.arena, &m->heap);
     mgr__buf_init(&m->error, &m->heap, 4096);
     mgr__buf_init(&m->scratch, &m->heap, MGR_BODY_BYTES_MAX);
+    mgr__buf_init(&m->call_body, &m->heap, MGR_BODY_BYTES_MAX);
     m->io = mgr__io_real();
     m->pid = m->io.process(m->io.user);
     m->keeper_fd = m->agent_keeper_fd = m->signal_fd = m->life_fd = -1;
@@ -16096,6 +16121,7 @@ MGRAPI void mgr_close(mgr *m)
     mgr__arena_free(&m->side.arena);
     mgr__buf_free(&m->error);
     mgr__buf_free(&m->scratch);
+    mgr__buf_free(&m->call_body);
     mgr__arena_free(&m->arena);
     mgr__heap heap = m->heap;
     mgr__free(&heap, m);

@@ -19,6 +19,7 @@ enum {
     WAIT_TIMEOUT_MS = 30000,        /* `wait` without --timeout */
     DEV_INSTANCES_MAX = 64,
     DEV_LEFTOVER_MS = 30000,
+    HELP_COLUMN = 31,               /* where an option's help begins */
     LINE_BYTES_MAX = 4000           /* a log line: below PIPE_BUF, so that a pipe takes it whole or not at all */
 };
 
@@ -91,6 +92,22 @@ static void text_json_or_null(text *t, const char *s)
 {
     if (s && *s) text_json(t, s);
     else text_add(t, "null");
+}
+
+/* Lines of at most 110 columns, broken between words and indented; the first goes on at `column`. */
+static void text_paragraph(text *t, const char *words, size_t indent, size_t column)
+{
+    enum { COLUMNS = 110 };
+    while (*words) {
+        size_t len = strcspn(words, " ");
+        bool fits = column == 0 || column + 1 + len <= COLUMNS, first = column <= indent;
+        if (!fits) text_add(t, "\n");
+        if (!fits || column == 0) { text_format(t, "%*s", (int)indent, ""); column = indent; first = true; }
+        text_format(t, "%s%.*s", first ? "" : " ", (int)len, words);
+        column += (first ? 0 : 1) + len;
+        words += len + (words[len] == ' ');
+    }
+    text_add(t, "\n");
 }
 
 static const char *text_of(const text *t) { return t->at ? t->at : ""; }
@@ -2807,22 +2824,6 @@ static void timings_settings(text *out, const settings *s)
     text_add(out, "\n");
 }
 
-/* Indented, broken between words. */
-static void text_paragraph(text *out, const char *words)
-{
-    enum { INDENT = 4, COLUMNS = 110 };
-    size_t column = 0;
-    while (*words) {
-        size_t len = strcspn(words, " ");
-        bool first = column == 0, fits = column + 1 + len <= COLUMNS;
-        if (!first && !fits) text_add(out, "\n");
-        text_format(out, "%*s%.*s", first || !fits ? INDENT : 1, "", (int)len, words);
-        column = first || !fits ? INDENT + len : column + 1 + len;
-        words += len + (words[len] == ' ');
-    }
-    text_add(out, "\n");
-}
-
 /* A row for each failure, and below it why it takes so long. */
 static void timings_table(text *out, const settings *s)
 {
@@ -2853,7 +2854,7 @@ static void timings_table(text *out, const settings *s)
     for (size_t i = 0; *row; i++) {
         size_t len = strcspn(row, "\n");
         text_format(out, "%.*s\n", (int)len, row);
-        if (i > 0 && i <= FAILURE_COUNT) text_paragraph(out, FAILURES[i - 1].why);
+        if (i > 0 && i <= FAILURE_COUNT) text_paragraph(out, FAILURES[i - 1].why, 4, 0);
         row += len + (row[len] == '\n');
     }
     text_free(&rows);
@@ -3042,7 +3043,11 @@ static int help_one(const command *c)
         char letter[6] = "    ";
         if (o->letter) snprintf(letter, sizeof letter, "-%c, ", o->letter);
         snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, o->argument ? " " : "", o->argument ? o->argument : "");
-        printf("  %-28s %s\n", left, o->help);
+        text line = { NULL, 0, 0, false };
+        text_format(&line, "  %-28s ", left);
+        text_paragraph(&line, o->help, HELP_COLUMN, line.len < HELP_COLUMN ? HELP_COLUMN : line.len);
+        fputs(text_of(&line), stdout);
+        text_free(&line);
     }
     help_footer(c->bit);
     return EXIT_OK;

@@ -489,6 +489,8 @@ E2E(rights_that_suffice_and_rights_that_lack)
         if (!strstr(e2e_said(&one), LACKS[i].word)) printf("without %s: %s\n", LACKS[i].word, e2e_said(&one));
         CHECK(strstr(e2e_said(&one), LACKS[i].word) != NULL);
     }
+    setenv("CONSUL_HTTP_TOKEN", "00000000-0000-4000-9000-000000000000", 1);
+    refused(e2e_cli("status", "--consul", agent.address, "-s", "guarded", NULL), 77, "ACL not found", "a token that there is not");
     unsetenv("CONSUL_HTTP_TOKEN");
 }
 

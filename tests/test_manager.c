@@ -1616,6 +1616,31 @@ TEST(an_observer_is_no_member)
     leave(h);
 }
 
+/* An answer that is too large for the connection to keep its memory. */
+TEST(a_large_service_is_shown_whole)
+{
+    enum { COUNT = 1500, BYTES = 100 };
+    static char texts[COUNT][BYTES];
+    static const char *names[COUNT];
+    mgr_view *view = NULL;
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(texts[i], BYTES, "%04d-a-partition-with-a-name-that-is-as-long-as-the-path-of-a-file-deep-in-some-tree-of-folders", i);
+        names[i] = texts[i];
+    }
+    host *a = host_open(0, "a"), *o = observer_open(1);
+    a->acquire = MGR_UNFIT;
+    WAIT(times(&a->log, "acquire") >= 1);
+    CHECK_INT(mgr_set_partitions(o->m, names, COUNT), MGR_OK);
+    CHECK_INT(mgr_view_read(o->m, 5000, &view), MGR_OK);
+    CHECK(o->m->call_body.len > MGR__HTTP_KEEP_BYTES);
+    size_t good = 0;
+    for (size_t i = 0; view && i < view->partition_count; i++) good += view->partition_count == COUNT && !strcmp(view->partitions[i].name, names[i]);
+    CHECK_INT(good, COUNT);
+    mgr_view_free(o->m, view);
+    host_close(o);
+    leave(a);
+}
+
 TEST(nobody_answers)
 {
     char nowhere[40];
@@ -1804,6 +1829,7 @@ int main(int argc, char **argv)
     RUN(a_worker_reports_its_check_to_consul_itself);
     RUN(commands_are_followed_and_views_show_it);
     RUN(an_observer_is_no_member);
+    RUN(a_large_service_is_shown_whole);
     RUN(nobody_answers);
     RUN(nothing_leaks_from_an_allocator);
     RUN(any_allocation_may_fail);
