@@ -9780,7 +9780,7 @@ static int mgr__process_mount_proc(void)
 #endif
 }
 
-static int mgr__process_group(pid_t pid) { return mgr__process_code(setpgid(pid, pid)); }
+static int mgr__process_session(void) { return mgr__process_code(setsid()); }
 
 static int mgr__process_name(const char *name)
 {
@@ -12548,7 +12548,7 @@ static void mgr__keeping_settle_group(mgr__keeping *k)
 static int mgr__keeping_child(mgr__keeping *k, const mgr__child *c, bool inside, const mgr__frame_spawn *h, const char *directory,
                               char *const *env)
 {
-    int code = mgr__process_group(0);
+    int code = mgr__process_session();      /* a group that no other worker's process can join: it tells whose an orphan is */
     if (code < 0 || (code = mgr__keeping_join(k, c, inside)) < 0) return code;
     mgr__process_rank_restore(&k->rank);
     if (!h->discard_output && mgr__page_has(k->page, MGR__FD_OUT)) mgr__process_dup_to(MGR__FD_OUT, 1);
@@ -12580,7 +12580,6 @@ static int mgr__keeping_fork(mgr__keeping *k, mgr__child *c, const mgr__frame_sp
     }
     mgr__process_close(fds[1]);
     if (pid < 0) { mgr__process_close(fds[0]); mgr__keeping_ungroup(k, c); return (int)pid; }
-    mgr__process_group(pid);        /* whoever of the two comes first: the group exists before it is signalled */
     mgr__process stat;
     memset(&stat, 0, sizeof stat);
     mgr__process_stat(pid, &stat);
@@ -12697,8 +12696,8 @@ static bool mgr__keeping_group_name(mgr__keeping *k, pid_t pid, uint64_t *slot, 
 enum mgr__owner { MGR__OWNER_KNOWN, MGR__OWNER_FORMER, MGR__OWNER_UNKNOWN };
 
 /* Whose orphan is it? By its cgroup; else, it may have been moved out, by its
- * process group, whose number cannot pass to another while it has members; else by
- * the name in its environment. */
+ * process group, whose number cannot pass to another while it has members, and which
+ * nobody joins but from its session; else by the name in its environment. */
 static enum mgr__owner mgr__keeping_owner(mgr__keeping *k, const mgr__process *p, mgr__child **owner)
 {
     uint64_t slot = 0, generation = 0;
@@ -12728,7 +12727,8 @@ static bool mgr__keeping_nameless(mgr__keeping *k, const mgr__process *p)
     bool doomed = k->phase != MGR__KEEPING_RUN && !mgr__keeping_working(k);
     for (uint32_t i = 0; i < k->high; i++) {
         mgr__child *c = &k->children[i];
-        if (c->state == MGR__WORKER_EXITED && c->start <= p->start) c->held = doomed = true;
+        bool ending = c->state == MGR__WORKER_EXITED || (mgr__child_live(c) && c->killed_at);
+        if (ending && c->start <= p->start) c->held = doomed = true;
     }
     return doomed;
 }
@@ -12808,12 +12808,14 @@ static void mgr__keeping_stuck(mgr__keeping *k, mgr__child *c, int64_t now)
 }
 
 /* A leader in an uninterruptible wait keeps its group's number but not its
- * descendants from working on: they are killed one by one. */
+ * descendants from working on: they are killed one by one. Nor can one be reaped that
+ * is dead but traced: what it had begun is ours then, and may be what traces it. */
 static void mgr__keeping_kill_tree(mgr__keeping *k, const mgr__child *c, int64_t now)
 {
     if (now < k->below_at) return;
     k->below_at = now + MGR__KEEPER_TREE_MS;
     mgr__process_kill_below(c->pid, &k->list);
+    mgr__keeping_sweep_soon(k);
 }
 
 static void mgr__keeping_deadlines(mgr__keeping *k, int64_t now)
@@ -13272,6 +13274,7 @@ static void mgr__keeping_main(mgr__page *page, int guard_fd, uint32_t uid, uint3
 typedef struct mgr__guard {
     mgr__page *page;
     pid_t      keeper;
+    mgr__process_ref keeper_ref;
     int        timer_fd;
     int64_t    seen;            /* the lease as last seen open */
     int64_t    closed_at;       /* when it was first seen closed */
@@ -13308,11 +13311,12 @@ static int64_t mgr__guard_tick_ms(const mgr__guard *g)
 
 static void mgr__guard_wait(mgr__guard *g, int64_t due)
 {
-    struct pollfd timer;
+    struct pollfd polls[2];
     int64_t now = mgr__process_now_ms();
-    mgr__keeping_want(&timer, g->timer_fd);
+    mgr__keeping_want(&polls[0], g->timer_fd);
+    mgr__keeping_want(&polls[1], g->keeper_ref.fd);
     mgr__process_timer_set(g->timer_fd, due);
-    mgr__process_poll(&timer, 1, mgr__page_poll_ms(g->timer_fd, mgr__max64(0, due - now)));
+    mgr__process_poll(polls, 2, mgr__page_poll_ms(g->timer_fd, mgr__max64(0, due - now)));
     now = mgr__process_now_ms();
     if (now < due) return;
     g->late = mgr__page_late(g->page, g->late, now - due);
@@ -13336,11 +13340,18 @@ static void mgr__guard_end(mgr__guard *g, int64_t now, int64_t deadline)
     mgr__process_kill_below(g->keeper, &g->list);
 }
 
+/* A dead one that is traced, by a worker even, can be reaped only when its tracer has
+ * asked for its end, or is dead too. */
+static bool mgr__guard_keeper_dead(const mgr__guard *g)
+{
+    mgr__process_end end;
+    return mgr__process_wait(g->keeper, true, &end) != 0 || mgr__process_ref_ended(&g->keeper_ref);
+}
+
 /* Returns when the keeper is dead, by its own end or by ours. */
 static void mgr__guard_watch(mgr__guard *g)
 {
-    mgr__process_end end;
-    while (mgr__process_wait(g->keeper, true, &end) == 0) {
+    while (!mgr__guard_keeper_dead(g)) {
         int64_t now = mgr__process_now_ms();
         if (MGR__LOAD(&g->page->kill_host)) mgr__process_ref_signal(&g->host, SIGKILL);
         if (!g->host_gone_at && mgr__process_ref_ended(&g->host)) g->host_gone_at = now;
@@ -13358,6 +13369,14 @@ static void mgr__guard_watch(mgr__guard *g)
     }
 }
 
+/* There is no child but the keeper, dead before we looked: somebody outside traces it.
+ * What a child leaves when it ends comes to us, after it in the list. */
+static bool mgr__guard_childless(mgr__guard *g)
+{
+    mgr__process_list_children(&g->list);
+    return g->list.whole && g->list.count == 1 && g->list.at[0].pid == g->keeper;
+}
+
 /* The keeper is dead: its descendants are ours now. Until the kernel says that
  * there is none, for a killed one's children come to us before it is reaped. */
 static void mgr__guard_sweep(mgr__guard *g)
@@ -13370,7 +13389,8 @@ static void mgr__guard_sweep(mgr__guard *g)
     mgr__page_poke();
     for (;;) {
         while ((got = mgr__process_wait(0, false, &end)) == 1) { }
-        if (got == -ECHILD && (!group[0] || mgr__process_cgroup_populated(group) != 1)) break;
+        bool childless = got == -ECHILD || mgr__guard_childless(g);
+        if (childless && (!group[0] || mgr__process_cgroup_populated(group) != 1)) break;
         if (group[0]) mgr__process_cgroup_kill(group);
         mgr__process_kill_descendants(&g->list);
         MGR__STORE(&g->page->guard_beat, mgr__process_now_ms());
@@ -13417,6 +13437,7 @@ static void mgr__guard_main(mgr__page *page)
         mgr__keeping_main(page, alive[0], uid, gid);
     }
     MGR__STORE(&page->keeper, (int32_t)g.keeper);
+    g.keeper_ref = mgr__process_ref_open(g.keeper);
     mgr__process_close(alive[0]);
     for (int fd = MGR__FD_OUT; fd < MGR__FD_LIFE; fd++) mgr__process_close(fd);
     g.host = mgr__page_host(page);

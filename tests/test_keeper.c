@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/ptrace.h>
 #include <sys/statvfs.h>
 
 enum { PATIENCE_MS = TEST_PATIENCE_MS };    /* a safety bound, far above what anything here takes */
@@ -116,6 +117,51 @@ static int list_descriptors(const char *path)
     return 0;
 }
 
+/* A grandchild that leaves, forgets its name, and traces `victim`, whose end it does not
+ * ask for: nobody else can reap that one then, while it lives. */
+static void traced_from_below(pid_t victim, char *path)
+{
+    static char dashes[] = "--worker", mode[] = "lock";
+    char *argv[] = { self_path, dashes, mode, path, NULL }, *env[] = { NULL };
+    if (fork() != 0) { wait(NULL); return; }
+    setsid();
+    if (fork() != 0) _exit(0);
+    alarm(60);          /* nobody might find it */
+    if (ptrace(PTRACE_SEIZE, victim, NULL, NULL) == 0) execve(self_path, argv, env);
+    _exit(6);
+}
+
+/* Whether a process may be traced by one that is no ancestor of its (Yama, seccomp). */
+static bool may_trace(void)
+{
+    int status = 1;
+    pid_t traced = fork();
+    if (traced == 0) for (;;) pause();
+    pid_t tracer = fork();
+    if (tracer == 0) _exit(ptrace(PTRACE_SEIZE, traced, NULL, NULL) < 0);
+    waitpid(tracer, &status, 0);
+    kill(traced, SIGKILL);
+    waitpid(traced, NULL, 0);
+    return status == 0;
+}
+
+#define NEED_TRACE() do { if (!may_trace()) SKIP("no right to trace"); } while (0)
+
+/* A child that would pass for another worker's, the leader of `group`. */
+static int deserter(char *path, const char *group)
+{
+    if (fork() == 0) {
+        static char dashes[] = "--worker", mode[] = "lock";
+        char *argv[] = { self_path, dashes, mode, path, NULL }, *env[] = { NULL };
+        alarm(60);
+        if (setpgid(0, (pid_t)atoi(group)) < 0) setsid();
+        execve(self_path, argv, env);
+        _exit(6);
+    }
+    while (!locked(path)) usleep(1000);
+    return 0;
+}
+
 /* A grandchild that leaves, and becomes another user by a set-uid program: under hidepid
  * /proc does not show it. Its number is in the file at `path`. 0: so it was. */
 static int hidden_grandchild(char *path)
@@ -172,6 +218,9 @@ static int worker(int argc, char **argv)
     if (!strcmp(mode, "escape")) { move_out(); daemon_of_its_own(arg, false); for (;;) pause(); }
     if (!strcmp(mode, "escape-alone")) { move_out(); hold_lock(arg); for (;;) pause(); }
     if (!strcmp(mode, "escape-nameless-exit")) { move_out(); daemon_of_its_own(arg, true); while (!locked(arg)) usleep(1000); return 0; }
+    if (!strcmp(mode, "tracer")) { traced_from_below(getppid(), arg); for (;;) pause(); }
+    if (!strcmp(mode, "traced")) { traced_from_below(getpid(), arg); for (;;) pause(); }
+    if (!strcmp(mode, "deserter")) return deserter(arg, strchr(arg, '#') + 1);
     if (!strcmp(mode, "hidden")) return hidden_grandchild(arg);
     if (!strcmp(mode, "hidden-lock")) {
         alarm(60);      /* nobody might find it */
@@ -318,8 +367,9 @@ static bool wait_stopped(pid_t pid)
 static bool wait_gone(pid_t pid)
 {
     int64_t until = mgr__process_now_ms() + PATIENCE_MS;
-    while (state_of(pid) && state_of(pid) != 'Z' && mgr__process_now_ms() < until) usleep(2000);
-    return !state_of(pid) || state_of(pid) == 'Z';
+    char state;
+    while ((state = state_of(pid)) != 0 && state != 'Z' && mgr__process_now_ms() < until) usleep(2000);
+    return !state || state == 'Z';
 }
 
 /* ---- starting and ending ---- */
@@ -1135,6 +1185,76 @@ TEST(keeper_killed_guard_sweeps)
     CHECK(!locked(scratch("k")));
     CHECK(!mgr__keeper_lease_extend(&keeper, mgr__process_now_ms() + 8000));
     mgr__keeper_close(&keeper);
+}
+
+TEST(keeper_killed_while_a_worker_traces_it)
+{
+    mgr__keeper_config c = config_of(2000, 300);
+    const char *path = scratch("tracer.lock");
+    NEED_TRACE();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(60000);
+    uint32_t slot = start("tracer", path);
+    CHECK(wait_locked(path, true));
+    mgr__process_pidfd_kill(keeper.keeper_ref.fd, SIGKILL);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(path));
+    mgr__keeper_free(&keeper, slot);
+    mgr__keeper_close(&keeper);
+}
+
+/* Then it is a zombie for as long as we like, but all that was its is gone. */
+TEST(keeper_killed_while_a_stranger_traces_it)
+{
+    mgr__keeper_config c = config_of(2000, 300);
+    const char *path = scratch("traced-keeper.lock");
+    NEED_TRACE();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    pid_t traced = MGR__LOAD(&keeper.page->keeper);
+    lease_for(60000);
+    uint32_t slot = start("daemon", path);
+    CHECK(wait_locked(path, true));
+    CHECK_INT(ptrace(PTRACE_SEIZE, traced, NULL, NULL), 0);
+    mgr__process_pidfd_kill(keeper.keeper_ref.fd, SIGKILL);
+    CHECK(wait_status(MGR__KEEPER_SWEPT));
+    CHECK(!locked(path));
+    CHECK_INT(state_of(traced), 'Z');
+    mgr__keeper_free(&keeper, slot);
+    mgr__keeper_close(&keeper);
+    reap(traced);
+}
+
+TEST(worker_that_a_process_of_its_own_traces_is_ended)
+{
+    mgr__keeper_config c = config_of(3000, 300);
+    const char *path = scratch("traced.lock");
+    NEED_TRACE();
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(60000);
+    uint32_t slot = start("traced", path);
+    CHECK(wait_locked(path, true));
+    mgr__keeper_stop(&keeper, slot, 100);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK(!locked(path));
+    mgr__keeper_free(&keeper, slot);
+    end_keeper();
+}
+
+TEST(orphan_in_the_group_of_another_worker_is_its_own_partitions)
+{
+    mgr__keeper_config c = config_of(3000, 300);
+    char path[160];
+    if (!open_keeper(&c)) { CHECK(false); return; }
+    lease_for(60000);
+    uint32_t other = start("lock", scratch("host-of-deserter.lock"));
+    CHECK(wait_state(other, MGR__WORKER_RUNNING));
+    snprintf(path, sizeof path, "%s#%d", scratch("deserter.lock"), (int)last[other].pid);
+    uint32_t slot = start("deserter", path);
+    CHECK(wait_state(slot, MGR__WORKER_EMPTY));
+    CHECK(!locked(path));
+    CHECK_INT(last[slot].status, 0);
+    mgr__keeper_free(&keeper, slot);
+    end_keeper();
 }
 
 TEST(guard_killed_keeper_ends_and_certifies)
@@ -2326,7 +2446,12 @@ static int in_a_child(int (*what)(void))
     int status = -1;
     fflush(stdout);
     pid_t pid = fork();
-    if (pid == 0) _exit(what());
+    if (pid == 0) {
+        test__bad = false;
+        int code = what();
+        fflush(stdout);
+        _exit(code);
+    }
     if (waitpid(pid, &status, 0) != pid) return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
@@ -2666,6 +2791,10 @@ int main(int argc, char **argv)
     RUN(what_came_of_the_words_is_told_exactly);
     RUN(agent_outlives_the_words);
     RUN(keeper_killed_guard_sweeps);
+    RUN(keeper_killed_while_a_worker_traces_it);
+    RUN(keeper_killed_while_a_stranger_traces_it);
+    RUN(worker_that_a_process_of_its_own_traces_is_ended);
+    RUN(orphan_in_the_group_of_another_worker_is_its_own_partitions);
     RUN(guard_killed_keeper_ends_and_certifies);
     RUN(guard_and_keeper_killed_workers_die);
     RUN(guard_and_keeper_killed_worker_of_another_user_dies);
