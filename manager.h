@@ -264,8 +264,9 @@
  *
  * What counts as proof of death (nobody waits where there is one)
  *  S23 A partition is unlocked, and its process started again, only when its whole tree
- *      is gone: group, cgroup, adopted orphans, in-process work. (mgr__keeping_sweep,
- *      mgr__work_look)
+ *      is gone: group, cgroup, adopted orphans, in-process work. Each leads a session
+ *      of its own: nobody else's process can join its group and pass for its orphan.
+ *      (mgr__keeping_sweep, mgr__keeping_child, mgr__work_look)
  *  S24 A life is certified only when all its work is dead and nothing of it is in
  *      flight; a new keeper comes before a new life. (mgr__cluster_phase_time)
  *  S25 The keeper's order: stop, reap, certify, destroy the session, deregister.
@@ -617,7 +618,7 @@ typedef struct mgr_allocator {
 /* How the processes of a partition are kept together, so that none survives. */
 typedef enum mgr_isolate {
     MGR_ISOLATE_DEFAULT = 0,    /* auto */
-    MGR_ISOLATE_NONE,           /* process groups and the subreaper's sweep */
+    MGR_ISOLATE_NONE,           /* a session for each worker, and the subreaper's sweep */
     MGR_ISOLATE_CGROUP,         /* besides, a cgroup v2 of our own */
     MGR_ISOLATE_PIDNS,          /* a PID namespace whose first process is the keeper, with a /proc of its own: workers see
                                    other pids than the host. Takes CAP_SYS_ADMIN, or user namespaces (then no process may

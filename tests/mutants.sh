@@ -176,6 +176,8 @@ mutant S17 late_beyond_measure          test_keeper:acts_earlier 'return late < 
 mutant S17 lateness_is_forgotten        test_keeper:acts_earlier 'if (by_ms > (int64_t)late) late =' 'if (false) late ='
 mutant S18 manager_gone                 test_keeper:manager_killed_words 'if (got <= 0 || !mgr__keeping_frames(k)) k->deaf = k->manager_gone = true;' 'if (got <= 0) k->deaf = true;'
 mutant S18 copy_of_the_manager          test_keeper:while_a_copy 'if (k->polls[3].revents || (k->host.fd < 0 && mgr__keeping_host_dead(k))) k->manager_gone = k->host_dead = true;' ''
+mutant S18 traced_keeper                test_keeper:a_worker_traces 'return mgr__process_wait(g->keeper, true, &end) != 0 || mgr__process_ref_ended(&g->keeper_ref);' 'return mgr__process_wait(g->keeper, true, &end) != 0;'
+mutant S18 traced_by_a_stranger         test_keeper:a_stranger_traces 'bool childless = got == -ECHILD || mgr__guard_childless(g);' 'bool childless = got == -ECHILD;'
 mutant S18 guard_gone                   test_keeper:guard_killed_keeper 'if (k->polls[2].revents) k->guard_gone = true;' ''
 mutant S18 keeper_gone                  test_keeper:keeper_killed_guard 'mgr__process_kill_descendants(&g->list);' ''
 mutant S18 both_gone                    test_keeper:keeper_killed_workers 'code = mgr__process_death_signal(SIGKILL);' 'code = 0;'
@@ -195,6 +197,8 @@ mutant S22 lease_without_a_life         test_manager:no_lease_is_left 'int64_t u
 # ---- what counts as proof of death ----
 mutant S23 unlock_before_death          sim 'if (p->state != MGR__PART_UNLOCKING || p->stale) continue;' 'if ((p->state != MGR__PART_UNLOCKING && p->state != MGR__PART_RELEASING) || p->stale) continue;'
 mutant S23 exited_is_empty              test_keeper:populated_cgroup 'if (!whole || c->held || mgr__keeping_group_held(k, c)) { k->sweep = true; continue; }' ''
+mutant S23 groups_can_be_joined         test_keeper:group_of_another 'return mgr__process_code(setsid());' 'return mgr__process_code(setpgid(0, 0));'
+mutant S23 tracers_live                 test_keeper:of_its_own_traces 'bool ending = c->state == MGR__WORKER_EXITED || (mgr__child_live(c) && c->killed_at);' 'bool ending = c->state == MGR__WORKER_EXITED;'
 mutant S23 hidden_is_gone               test_keeper:proc_hides 'mgr__process_list_add_child(list, pid);' 'mgr__process_list_add(list, pid, 0);'
 mutant S23 unlisted_is_gone             test_keeper:no_descriptor 'if (code < 0 && code != -ESRCH) list->whole = false;' ''
 mutant S23 nameless_orphans_live        test_keeper:daemons_are_swept 'case MGR__OWNER_UNKNOWN: doomed = mgr__keeping_nameless(k, p); break;' 'case MGR__OWNER_UNKNOWN: doomed = false; break;'
