@@ -276,8 +276,8 @@
  *  S27 With guard and keeper both dead only an empty cgroup is proof, or a keeper that
  *      was the first process of a PID namespace: with it all in there died.
  *      (mgr__keeper_end_alone)
- *  S28 What cannot be killed keeps its lock: the session is renewed.
- *      (mgr__keeping_renew)
+ *  S28 What cannot be killed keeps its lock: the session is renewed, and the check that
+ *      it falls with. (mgr__keeping_renew)
  *  S29 Program, keeper and guard all killed at once: a start on the same host (or another
  *      instance of the service there) proves it afterwards, if the workers had a cgroup
  *      or a PID namespace. The life's file in run_dir, under a flock that the three
@@ -12058,7 +12058,7 @@ enum {
     MGR__KEEPER_CLOSE_MS     = 500,         /* the host waits at most so long for an end that is under way, ... */
     MGR__KEEPER_GLANCE_MS    = 50,          /* ... and so long for one that takes its time */
     MGR__KEEPER_QUEUE_BYTES  = 4 << 20,     /* commands waiting for the keeper */
-    MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the four requests together */
+    MGR__KEEPER_WORDS_BYTES  = 64 << 10,    /* the five requests together */
     MGR__KEEPER_WORDS_MS     = 30000,       /* one of them is tried for so long */
     MGR__KEEPER_TRY_MS       = 2000,        /* on one address */
     MGR__KEEPER_REST_MS      = 20,          /* pause before it is tried again, ... */
@@ -12068,7 +12068,7 @@ enum {
     MGR__KEEPER_SWEEP_MS     = 10,          /* pause between two sweeps for what does not die at once, ... */
     MGR__KEEPER_SWEEP_MS_MAX = 500,         /* ... doubled up to this */
     MGR__KEEPER_TREE_MS      = 50,          /* a leader outlives its SIGKILL so long: what it had begun is killed one by one, so often */
-    MGR__KEEPER_RENEW_TRY_MS = 500,         /* a session renewal on one address */
+    MGR__KEEPER_RENEW_TRY_MS = 500,         /* a renewal, of the session or its check, on one address */
     MGR__KEEPER_LOOK_MS      = 5,           /* between two looks for ends, where nothing tells of them */
     MGR__KEEPER_AGAIN_MS     = 20,          /* until the guard kills again */
     MGR__KEEPER_STUCK_MS     = 2000,        /* the guard leaves a keeper with an unkillable worker alone while it beats so often */
@@ -12281,8 +12281,8 @@ typedef struct mgr__frame_spawn {   /* then directory, arguments, environment, e
 typedef struct mgr__frame_order { uint32_t slot; int32_t signo; uint32_t within_ms; } mgr__frame_order;
 
 /* Certificate, destroy, deregister: sent in this order once all work is dead. The
- * renewal of the session: while some of it cannot be killed. */
-enum { MGR__WORD_CERTIFICATE, MGR__WORD_DESTROY, MGR__WORD_DEREGISTER, MGR__WORD_RENEW, MGR__WORD_COUNT };
+ * renewal of the session, and of the check that it hangs on: while some of it cannot be killed. */
+enum { MGR__WORD_CERTIFICATE, MGR__WORD_DESTROY, MGR__WORD_DEREGISTER, MGR__WORD_RENEW, MGR__WORD_PASS, MGR__WORD_COUNT };
 
 typedef struct mgr__frame_words {   /* then the texts, one after another */
     uint32_t address_count, renew_ms, lens[MGR__WORD_COUNT];
@@ -12334,7 +12334,7 @@ typedef struct mgr__keeping {
     int        orphans;         /* of work, when last looked */
     int64_t    sweep_pause;
     int64_t    swept_at;        /* the last sweep that saw everything */
-    int64_t    renew_at;
+    struct { int64_t at; uint32_t heard; } again[MGR__WORD_COUNT];  /* RENEW, PASS: when due, the address that accepted it last */
     uint32_t   heard;           /* the address that answered last */
     enum mgr__keeping_phase phase;
     int64_t    stop_at;         /* STOP: the lease's end, when whatever is left gets SIGKILL */
@@ -13041,20 +13041,27 @@ static void mgr__keeping_note_stuck(mgr__keeping *k, int64_t now)
     MGR__STORE(&k->page->stuck, 1u);
 }
 
-/* Its partition is not free before it is dead: as long as the session stands,
- * nobody else starts. One address at a time, for the loop must go on turning; a
- * session that is gone already (404) cannot be renewed. */
-static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
+/* To one address, for the loop must go on turning; to the next if it is not accepted:
+ * only the agent that has the check can pass it. False: it is not due. */
+static bool mgr__keeping_say_again(mgr__keeping *k, int which, int64_t now)
 {
     const mgr__frame_words *h = &k->words.head;
-    bool due = h->lens[MGR__WORD_RENEW] && h->address_count && now >= k->renew_at && !MGR__LOAD(&k->page->dismissed);
-    if (!due || now < k->stop_at + mgr__page_stuck_ms(k->page)) return;
-    uint32_t i = k->heard++ % h->address_count;
-    int status = mgr__words_try(&h->addresses[i], h->address_lens[i], mgr__words_text(k, MGR__WORD_RENEW),
-                                 h->lens[MGR__WORD_RENEW], MGR__KEEPER_RENEW_TRY_MS);
-    bool answered = (status >= 200 && status < 300) || status == 404;
-    if (answered) k->heard = i;
-    k->renew_at = now + (answered ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, MGR__KEEPER_REST_MS_MAX));
+    if (!h->lens[which] || !h->address_count || now < k->again[which].at) return false;
+    uint32_t i = k->again[which].heard++ % h->address_count;
+    int status = mgr__words_try(&h->addresses[i], h->address_lens[i], mgr__words_text(k, which), h->lens[which], MGR__KEEPER_RENEW_TRY_MS);
+    bool accepted = status >= 200 && status < 300;
+    if (accepted) k->again[which].heard = i;
+    k->again[which].at = now + (accepted ? (int64_t)h->renew_ms : mgr__min64(h->renew_ms, MGR__KEEPER_REST_MS_MAX));
+    return true;
+}
+
+/* Its partition is not free before it is dead: as long as the session stands,
+ * nobody else starts. The session falls with its check, which may be the sooner
+ * to run out. One of both at a turn. */
+static void mgr__keeping_renew(mgr__keeping *k, int64_t now)
+{
+    if (MGR__LOAD(&k->page->dismissed) || now < k->stop_at + mgr__page_stuck_ms(k->page)) return;
+    if (!mgr__keeping_say_again(k, MGR__WORD_PASS, now)) mgr__keeping_say_again(k, MGR__WORD_RENEW, now);
 }
 
 static void mgr__keeping_stop_more(mgr__keeping *k, int64_t now)
@@ -13860,15 +13867,16 @@ static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
 }
 
 /* Prepare or replace what the keeper says when the work has ended without the
- * manager; renew, every renew_ms (a third of the session's TTL), while some of it
- * cannot be killed. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
+ * manager; renew and pass, every renew_ms (a third of the shorter TTL, the session's or
+ * the check's), while some of it cannot be killed. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
  * over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was set before then stays. */
 static mgr_result mgr__keeper_last_words(mgr__keeper *k,
                                          const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
-                                         mgr__str certificate, mgr__str destroy, mgr__str deregister, mgr__str renew, uint32_t renew_ms)
+                                         mgr__str certificate, mgr__str destroy, mgr__str deregister, mgr__str renew, mgr__str pass,
+                                         uint32_t renew_ms)
 {
     mgr__frame_words h;
-    size_t bytes = certificate.len + destroy.len + deregister.len + renew.len;
+    size_t bytes = certificate.len + destroy.len + deregister.len + renew.len + pass.len;
     if (address_count > MGR_ADDRESS_COUNT_MAX || bytes > MGR__KEEPER_WORDS_BYTES) return MGR_LIMIT;
     memset(&h, 0, sizeof h);
     h.address_count = (uint32_t)address_count;
@@ -13877,6 +13885,7 @@ static mgr_result mgr__keeper_last_words(mgr__keeper *k,
     h.lens[MGR__WORD_DESTROY] = (uint32_t)destroy.len;
     h.lens[MGR__WORD_DEREGISTER] = (uint32_t)deregister.len;
     h.lens[MGR__WORD_RENEW] = (uint32_t)renew.len;
+    h.lens[MGR__WORD_PASS] = (uint32_t)pass.len;
     h.renew_ms = renew_ms ? renew_ms : 1000;
     mgr__keeper_frame(k, MGR__FRAME_WORDS, &h, sizeof h, bytes);
     if (k->out.failed) { k->out.failed = false; return MGR_NO_MEMORY; }
@@ -13884,6 +13893,7 @@ static mgr_result mgr__keeper_last_words(mgr__keeper *k,
     mgr__buf_str(&k->out, destroy);
     mgr__buf_str(&k->out, deregister);
     mgr__buf_str(&k->out, renew);
+    mgr__buf_str(&k->out, pass);
     mgr__keeper_flush(k);
     return MGR_OK;
 }
@@ -14116,7 +14126,8 @@ static void mgr__keeper_dismiss(mgr__keeper *k)
     if (!k->page) return;
     MGR__STORE(&k->page->dismissed, 1u);
     mgr__page_close(k->page);
-    mgr__keeper_last_words(k, NULL, NULL, 0, mgr__str_of(""), mgr__str_of(""), mgr__str_of(""), mgr__str_of(""), 0);    /* wakes it */
+    mgr__str none = mgr__str_of("");
+    mgr__keeper_last_words(k, NULL, NULL, 0, none, none, none, none, none, 0);      /* wakes it */
 }
 
 /* Let go. Work still running is stopped by the keeper, as at the manager's death.
@@ -14780,14 +14791,14 @@ static void mgr__manager_format_last(mgr *m, mgr__request *r, mgr__buf *out)
 }
 
 /* What the keeper says to Consul when this program cannot: the life's certificate,
- * the end of its session, the service's end, in this order; and the session's
- * renewal while some of its work cannot be killed. */
+ * the end of its session, the service's end, in this order; and, while some of its work
+ * cannot be killed, the renewal of the session and of its check, on our own agent first. */
 static void mgr__manager_teach_keeper(mgr *m)
 {
     struct sockaddr_storage addresses[MGR_ADDRESS_COUNT_MAX];
     socklen_t lens[MGR_ADDRESS_COUNT_MAX];
     mgr__request r;
-    mgr__buf certificate, destroy, deregister, renew;
+    mgr__buf certificate, destroy, deregister, renew, pass;
     mgr__cluster *c = &m->cluster;
     memset(&r, 0, sizeof r);
     mgr__request_start(&r, &m->heap, MGR__ASK_TXN, MGR__LANE_WORK);
@@ -14802,13 +14813,23 @@ static void mgr__manager_teach_keeper(mgr *m)
     mgr__request_start(&r, &m->heap, MGR__ASK_SESSION_RENEW, MGR__LANE_WORK);
     r.session = mgr__str_of(c->life);
     mgr__manager_format_last(m, &r, &renew);
-    for (size_t i = 0; i < m->address_count; i++) { addresses[i] = m->addresses[i].at; lens[i] = m->addresses[i].len; }
+    mgr__request_start(&r, &m->heap, MGR__ASK_CHECK_UPDATE, MGR__LANE_WORK);
+    r.name = mgr__str_of(c->service);
+    r.note = mgr__str_of("its program is gone, and some of its work cannot be killed");
+    mgr__manager_format_last(m, &r, &pass);
+    for (size_t i = 0; i < m->address_count; i++) {
+        size_t from = (m->agent + i) % m->address_count;
+        addresses[i] = m->addresses[from].at;
+        lens[i] = m->addresses[from].len;
+    }
+    int64_t again_ms = mgr__min64(m->desc.session_ttl_ms, (int64_t)m->desc.delay_ms + MGR__TTL_EXTRA_MS) / 3;
     mgr__keeper_last_words(&m->keeper, addresses, lens, m->address_count, mgr__buf_view(&certificate), mgr__buf_view(&destroy),
-                           mgr__buf_view(&deregister), mgr__buf_view(&renew), m->desc.session_ttl_ms / 3);
+                           mgr__buf_view(&deregister), mgr__buf_view(&renew), mgr__buf_view(&pass), (uint32_t)again_ms);
     mgr__buf_free(&certificate);
     mgr__buf_free(&destroy);
     mgr__buf_free(&deregister);
     mgr__buf_free(&renew);
+    mgr__buf_free(&pass);
 }
 
 /* ---- works and processes ---- */
