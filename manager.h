@@ -277,7 +277,7 @@
  *      was the first process of a PID namespace: with it all in there died.
  *      (mgr__keeper_end_alone)
  *  S28 What cannot be killed keeps its lock: the session is renewed, and the check that
- *      it falls with. (mgr__keeping_renew)
+ *      it falls with. (mgr__keeping_renew; while the manager lives, mgr__cluster_holds_on)
  *  S29 Program, keeper and guard all killed at once: a start on the same host (or another
  *      instance of the service there) proves it afterwards, if the workers had a cgroup
  *      or a PID namespace. The life's file in run_dir, under a flock that the three
@@ -6150,7 +6150,8 @@ static void mgr__cluster_end_life(mgr__cluster *c, uint32_t polite_ms, mgr_event
     c->certify = !c->unproven;
     c->lease_until = 0;
     c->own_index = 0;
-    c->round_open = false;
+    c->round_open = c->renew_due = c->pass_due = false;
+    c->next_round = now + mgr__cluster_round_ms(c);
     mgr__cluster_phase(c, MGR__PHASE_ENDING, now);
 }
 
@@ -6880,14 +6881,22 @@ static void mgr__cluster_confirm(mgr__cluster *c, int64_t now)
     mgr__cluster_send(c, e, now);
 }
 
+/* Work of a life that is over, and may yet be alive: it keeps its locks (S28). */
+static bool mgr__cluster_holds_on(const mgr__cluster *c) { return c->phase == MGR__PHASE_ENDING && mgr__cluster_busy(c); }
+
 static void mgr__cluster_lease_lane(mgr__cluster *c, int64_t now)
 {
-    if (c->errands[MGR__LANE_LEASE].out || !mgr__cluster_in_life(c)) return;
-    if (now >= c->next_round) { mgr__cluster_confirm(c, now); return; }
+    bool holds_on = mgr__cluster_holds_on(c);
+    if (c->errands[MGR__LANE_LEASE].out || (!holds_on && !mgr__cluster_in_life(c))) return;
+    if (now >= c->next_round && !holds_on) { mgr__cluster_confirm(c, now); return; }
+    if (now >= c->next_round) {
+        c->renew_due = c->pass_due = true;
+        c->next_round = now + mgr__cluster_round_ms(c);
+    }
     mgr__errand *e;
     if (c->renew_due) {
         e = mgr__cluster_errand(c, MGR__LANE_LEASE, MGR__TASK_RENEW, MGR__ASK_SESSION_RENEW);
-        e->request.session = mgr__arena_str(&e->request.arena, mgr__cluster_life(c));
+        e->request.session = mgr__arena_str(&e->request.arena, holds_on ? mgr__str_of(c->old_life) : mgr__cluster_life(c));
     } else if (c->pass_due) {
         e = mgr__cluster_errand(c, MGR__LANE_LEASE, MGR__TASK_PASS, MGR__ASK_CHECK_UPDATE);
         e->request.name = mgr__arena_str(&e->request.arena, mgr__str_of(c->service));
@@ -8567,9 +8576,10 @@ static int64_t mgr__cluster_next(const mgr__cluster *c, int64_t now)
     if (c->want_leave) at = mgr__min64(at, now + MGR__LEAVE_LOOK_MS);
     if (c->config.start_timeout_ms && !c->entered_once)
         at = mgr__min64(at, mgr__max64(now + 1, c->started_at + (int64_t)c->config.start_timeout_ms + 1));
+    bool says_more = !c->errands[MGR__LANE_LEASE].out && (mgr__cluster_holds_on(c) || mgr__cluster_in_life(c));
+    if (says_more) at = mgr__min64(at, c->renew_due || c->pass_due ? now : mgr__max64(now, c->next_round));
     if (!mgr__cluster_in_life(c)) return at;
     at = mgr__min64(at, mgr__max64(now, c->lease_until - (int64_t)c->config.stop_grace_ms));
-    if (!c->errands[MGR__LANE_LEASE].out) at = mgr__min64(at, c->renew_due || c->pass_due ? now : mgr__max64(now, c->next_round));
     if (c->phase != MGR__PHASE_MEMBER) return at;
     if (c->joining) at = mgr__min64(at, now < c->joining_until ? c->joining_until : mgr__max64(now, c->joining_most));
     at = mgr__min64(at, mgr__max64(now, c->next_audit));

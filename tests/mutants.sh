@@ -227,6 +227,7 @@ mutant S27 both_dead_is_proof_at_once   test_keeper:populated_cgroup 'if (popula
 mutant S27 unproven_status_is_certified test_manager:both_killed_leave 'if (status == MGR__KEEPER_UNPROVEN) {' 'if (false) {'
 mutant S28 stuck_is_let_go              test_keeper:stuck_worker 'mgr__keeping_renew(k, now);' ''
 mutant S28 its_check_runs_out           test_keeper:stuck_worker 'if (!mgr__keeping_say_again(k, MGR__WORD_PASS, now)) mgr__keeping_say_again' 'mgr__keeping_say_again'
+mutant S28 manager_lets_go_of_it        test_cluster:cannot_be_killed 'return c->phase == MGR__PHASE_ENDING && mgr__cluster_busy(c);' 'return false && c;'
 mutant S28 guard_kills_a_stuck_keeper   test_keeper:stuck_worker 'if (renews) deadline' 'if (renews && false) deadline'
 
 mutant S29 the_living_are_dead          test_keeper:record_of_a_life 'if (!mgr__process_ended((pid_t)r->who[i].pid, r->who[i].start)) return MGR__VERDICT_LATER;' ''

@@ -1896,6 +1896,32 @@ TEST(no_life_begins_before_its_keeper_is_ready)
     world_end(w);
 }
 
+/* The life is over, and its work resists: in an uninterruptible wait, say. Until it is seen
+ * dead its session stands, with the check, and nobody else begins (S28). */
+TEST(what_cannot_be_killed_keeps_its_lock)
+{
+    world *w = the_world();
+    box *a = box_open(w, 0, "a", 4), *b = box_open(w, 1, "b", 0);
+    run(w, 3000);
+    CHECK_INT(works_count(a), 2);
+    a->keeps_work = true;
+    mgr__cluster_over(&a->core, MGR_EVENT_LEASE_LOST, "its keeper is gone", w->now);
+    box_pump(w, a);
+    forget(a);
+    run(w, 60000);
+    CHECK_INT(works_count(a), 2);
+    CHECK_INT(works_count(b), 2);
+    CHECK(asked(a, "renew") && asked(a, "pass") && !asked(a, "check-session"));
+    a->keeps_work = false;
+    for (int i = 0; i < 4; i++) {
+        char name[2] = { (char)('0' + i), 0 };
+        if (works(a, i)) box_gone(w, a, name);
+    }
+    run(w, DELAY_MS + 3000);
+    CHECK_INT(works_count(a) + works_count(b), 4);
+    world_end(w);
+}
+
 /* Of work that starts and ends others learn a moment later: several in one write, and
  * none while a takeover may still need the servers. */
 TEST(what_came_of_work_is_written_once_for_several)
@@ -3882,6 +3908,7 @@ int main(int argc, char **argv)
     RUN(a_partition_may_go_while_a_read_names_it);
     RUN(a_keeper_that_dies_while_joining_is_replaced_first);
     RUN(no_life_begins_before_its_keeper_is_ready);
+    RUN(what_cannot_be_killed_keeps_its_lock);
     RUN(what_came_of_work_is_written_once_for_several);
     RUN(a_rewrite_that_hangs_does_not_end_the_lease);
     RUN(time_goes_on_while_a_request_is_out);
