@@ -651,8 +651,11 @@ static bool wait_settled(int ms)
 {
     const char *why = "";
     int64_t until = e2e_now_ms() + ms;
-    for (; !settled(&why) && e2e_now_ms() < until; e2e_sleep(100)) { }
-    if (settled(&why)) return true;
+    for (bool late = false; ; e2e_sleep(100)) {
+        if (settled(&why)) return true;
+        if (late) break;
+        late = e2e_now_ms() >= until;
+    }
     printf("  not settled within %d ms: %s\n", ms, why);
     e2e_view_print(&view, -1);
     for (size_t i = 0; i < life_count(); i++)
