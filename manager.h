@@ -13876,10 +13876,11 @@ static void mgr__keeper_free(mgr__keeper *k, uint32_t slot)
     k->changed[slot / 64] &= ~((uint64_t)1 << (slot % 64));
 }
 
-/* Prepare or replace what the keeper says when the work has ended without the
- * manager; renew and pass, every renew_ms (a third of the shorter TTL, the session's or
- * the check's), while some of it cannot be killed. Whole HTTP requests; an empty one is not sent. MGR_LIMIT: together
- * over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was set before then stays. */
+/* Prepare or replace what the keeper says when the work has ended without the manager;
+ * renew and pass, every renew_ms (a third of the shorter TTL, the session's or the
+ * check's), while some of it cannot be killed. Whole HTTP requests; an empty one is not
+ * sent. MGR_LIMIT: together over MGR__KEEPER_WORDS_BYTES, or too many addresses; what was
+ * set before then stays. */
 static mgr_result mgr__keeper_last_words(mgr__keeper *k,
                                          const struct sockaddr_storage *addresses, const socklen_t *lens, size_t address_count,
                                          mgr__str certificate, mgr__str destroy, mgr__str deregister, mgr__str renew, mgr__str pass,

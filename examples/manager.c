@@ -1294,7 +1294,7 @@ static bool log_put(program *p, const text *line)
         if (p->log_fd < 0 && (poll(&ready, 1, 0) != 1 || !(ready.revents & POLLOUT))) return false;
         put = write(p->log_fd < 0 ? STDERR_FILENO : p->log_fd, text_of(line), line->len);
     }
-    p->log_cut = put >= 0 && (size_t)put < line->len;
+    if (put > 0) p->log_cut = (size_t)put < line->len;
     return put == (ssize_t)line->len;
 }
 
@@ -2802,7 +2802,8 @@ static void timings_agent(text *out, const settings *s)
     if (a->server) {
         text_add(out, ", raft election timeout ");
         text_duration(out, a->raft_election_ms);
-        text_format(out, " (raft_multiplier %u), session TTL minimum ", (unsigned)(a->raft_election_ms / 1000));
+        if (a->raft_election_ms >= 1000) text_format(out, " (raft_multiplier %u)", (unsigned)(a->raft_election_ms / 1000));
+        text_add(out, ", session TTL minimum ");
         text_duration(out, a->session_ttl_min_ms ? a->session_ttl_min_ms : 10000);
     } else text_add(out, "; a client agent does not show the servers' raft_multiplier and session TTL minimum: by Consul's defaults");
     text_add(out, "\n");
@@ -2986,7 +2987,7 @@ static const command COMMANDS[] = {
      "worst-case failover and overlap for each kind of failure",
      "With -s, lease and delay are those in force, and the agent is asked for its own timing (raft_multiplier,\n"
      "gossip, session TTL minimum); what is given on the command line goes before. Detection is that of up to\n"
-     "10 agents: each tenfold costs serf 4s more.\n"
+     "10 agents: by memberlist's rule, each tenfold takes serf about 4s more.\n"
      "\"its end + 2s\" counts from when the failure is over; in JSON failover_ms is null then, and after_ms says it.\n",
      NULL, false, false, cmd_timings}
 };
