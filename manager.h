@@ -2508,23 +2508,36 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  * For each replica, with H_i what i holds from earlier replicas:
  *   1. Excluded for a partition are its earlier owners, the instances it is
  *      refused by, and weight 0. A partition with no other instance is nobody's.
- *   2. One group: all other partitions (n), all instances with weight.
- *      Seats T_i = quota(n + sum H) - H_i; an instance that holds more than its
- *      quota has no seat, and the quota is taken again among the others.
- *      Where weights are equal and n + sum H is less than the instances, every
- *      quota is 1: there are more seats than partitions, and the keys decide who
- *      stays without. As many seats as partitions would be just as even, but then
- *      whoever is put out must go on until it finds the one seat that is new, and a
- *      change moves two to five times as much. At one partition for each instance
- *      both come to the same.
- *   3. The stable matching: no partition x and instance i, not excluded, exist
- *      such that x would rather have i (smaller key, then earlier i) and i has
- *      a seat free or holds a partition behind x (larger key, then later x).
- *   4. Each partition left over, in order, takes the shortest chain of moves to
- *      a free seat, breadth first, instances and their partitions in order.
- *   5. If some found none: the instances that their searches reached are too
- *      few. They, what they hold and what is left over become a group of their
- *      own, the rest remains one; both are matched anew from 2.
+ *   2. One group: all other partitions (n), all instances with weight (N; their
+ *      weights W). S = n + sum H. Seats T_i = quota(S) - H_i; an instance that holds
+ *      more than its quota has no seat, and the quota is taken again among the others:
+ *      N, W and S are theirs then. Where weights are equal, S / N below 4 and not
+ *      whole, all get the quota rounded up: there are spare seats, and the keys decide
+ *      who stays with one less.
+ *   3. match(L) places partitions that nobody has yet; i has the seats that are free
+ *      up to L, H_i included, and no more than T_i. It is the stable matching: no
+ *      partition x and instance i, not excluded, exist such that x would rather have i
+ *      (smaller key, then earlier i) and i has a seat free or holds a partition from
+ *      this match behind x (larger key, then later x).
+ *      If S < 16 N: match(1), match(2), match(3), match(4), the latter only up to
+ *      floor(S / N) where seats are spare, with those pairs only whose draw is below
+ *        reach_i = floor(reach w_i N / W),
+ *        reach   = floor(2^34 min(12 N, 16 N - S) / (3 n N))  (from 2^32 on: all pairs).
+ *      Then, with all pairs, match(floor(S / N)) where seats are spare, and in the end
+ *      match(infinity). These two are followed by 4.
+ *   4. While a seat is free: each partition left over, in order, takes the shortest
+ *      chain of moves to one, breadth first, instances and their partitions in order.
+ *   5. If some found none, and seats are free yet: the instances that their searches
+ *      reached are too few. They, what they hold and what is left over become a group
+ *      of their own, the rest remains one; both are matched anew from 2.
+ *
+ * Why layers and spare seats: with as many seats as partitions, whoever is put out
+ * goes on until it finds the one seat that is new, and where partitions are few that
+ * is far: a leave moved 3.5 times the least at 64 x 50, 6 times at 1,024 x 1,000. With
+ * a top layer that has seats to spare it is 1.7 and 2.8. Spare seats alone would make
+ * a new map of everything where n passes a multiple of N; a full layer is the same
+ * whether or not another one stands above it. From 4 partitions for each instance on
+ * layers gain nothing and take time: they fade out, pair by pair, up to 16.
  *
  * Golden vectors (more in tests/test_rush.c):
  *   hash("a") = 5f29c2aadd9b8527, hash("partition-0") = 36109a8020d9d4dd
@@ -2533,7 +2546,7 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   E(0) = 0, E(1) = 6, E(12345678) = 1828330297, E(80000000) = 2^34,
  *   E(deadbeef) = 50536809573, E(ffffffff) = 2^39
  *   quota(7), weights 3 2 1: 4 2 1
- *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a a b a b g
+ *   map of "0" .. "5" to alpha, beta, gamma: a g b g a b; with weights 3 2 1: a b a g a b
  *   map of "0", "1" to the three: a g
  *
  * By slots. Instances are numbered from 1, each number is one instance's, new ones
@@ -2547,9 +2560,9 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *                 (draw(h, mix64(j)), then the earlier partition), so many that
  *                 share(j, s) are left
  *   The rest is a map as above: one replica, the order of instances that of their
- *   slots, weights 1, with one difference: a partition would rather have its base
- *   owner than any other, and that instance would rather have it than any partition
- *   that is not of its base. All other keys are draw(h ^ 5851f42d4c957f2d, mix64(s)).
+ *   slots, weights 1, no spare seats, match(infinity) alone; and a partition would
+ *   rather have its base owner than any other, and that instance would rather have it
+ *   than any partition that is not of its base. All other keys are draw(h ^ 5851f42d4c957f2d, mix64(s)).
  *   Of several stable matchings it is the one that suits the partitions best.
  *
  * So with slots 1 .. M all taken and nothing refused the base is the map, and a
@@ -2567,7 +2580,7 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
 #error "manager.h: [rush] computes in 64 bits: at most 2^24 partitions and 2^16 members"
 #endif
 
-enum { MGR__RUSH_WEIGHT_MAX = 65535, MGR__RUSH_SLOT_MAX = 65536 };
+enum { MGR__RUSH_WEIGHT_MAX = 65535, MGR__RUSH_SLOT_MAX = 65536, MGR__RUSH_LAYERS = 4 };
 #define MGR__RUSH_SCALE 0x1ffffffu       /* 2^25 - 1: so keys stay below 2^64, for E is 2^39 at most */
 #define MGR__RUSH_SLOT_SALT 0x5851f42d4c957f2du
 #define MGR__RUSH_NONE 0xffffffffu       /* no instance, no group */
@@ -2881,6 +2894,10 @@ typedef struct mgr__rush {
     uint32_t  replica, group, group_count;
     uint64_t  bound;            /* unequal weights: keys up to here lie within near */
     uint64_t  stamp_now;
+    uint64_t  sum, weights;     /* what the open instances share: partitions, and what they hold from earlier replicas */
+    size_t    open_count;
+    bool      spare;            /* there are more seats than partitions */
+    bool      short_reach;      /* few draws are within their limits, most often none */
 
     uint64_t *hash;             /* of each partition */
     uint64_t *held;             /* entries, one slice for each instance: a heap with the worst on top once it is full */
@@ -2897,6 +2914,7 @@ typedef struct mgr__rush {
 
     mgr__rush_lanes lanes;
     uint64_t *bar;              /* an entry must be below it to get a seat; 0: closed */
+    uint64_t *open_bar;         /* the bar while a seat is free */
     uint64_t *total;            /* held from earlier replicas */
     uint64_t *stamp;            /* == stamp_now: excluded for the partition at hand */
     uint64_t *sorted;           /* scratch */
@@ -2904,7 +2922,9 @@ typedef struct mgr__rush {
     uint32_t *rank;
     uint32_t *weight, *scale;   /* scale: floor(MGR__RUSH_SCALE / weight) */
     uint32_t *near_max;         /* the largest draw with a key up to bound, or more */
-    uint32_t *seats, *count, *start;
+    uint32_t *quota;            /* the most it may get in this replica */
+    uint32_t *got;              /* of that, from earlier layers */
+    uint32_t *seats, *count, *start;    /* of the layer at hand */
     uint32_t *group_of;
     uint32_t *open;             /* that take part in sharing */
     uint32_t *queue, *via;      /* the search for a chain of moves */
@@ -2976,11 +2996,11 @@ static void mgr__rush_layout(mgr__rush *rush, size_t partitions, size_t members,
     rush->stack = mgr__rush_carve32(rush, partitions);
     rush->refused_from = mgr__rush_carve32(rush, refused ? partitions + 1 : 0);
     rush->refused = mgr__rush_carve32(rush, refused);
-    uint64_t **wide[] = { &rush->bar, &rush->total, &rush->stamp, &rush->sorted };
+    uint64_t **wide[] = { &rush->bar, &rush->open_bar, &rush->total, &rush->stamp, &rush->sorted };
     uint32_t **narrow[] = {
         &rush->lanes.lo, &rush->lanes.hi, &rush->lanes.limit, &rush->lanes.row, &rush->lanes.blocks,
-        &rush->member_at, &rush->rank, &rush->weight, &rush->scale, &rush->near_max, &rush->lanes.near, &rush->seats, &rush->count,
-        &rush->start, &rush->group_of, &rush->open, &rush->queue, &rush->via
+        &rush->member_at, &rush->rank, &rush->weight, &rush->scale, &rush->near_max, &rush->lanes.near, &rush->quota, &rush->got,
+        &rush->seats, &rush->count, &rush->start, &rush->group_of, &rush->open, &rush->queue, &rush->via
     };
     for (size_t i = 0; i < MGR__COUNT(wide); i++) *wide[i] = mgr__rush_carve64(rush, lanes);
     for (size_t i = 0; i < MGR__COUNT(narrow); i++) *narrow[i] = mgr__rush_carve32(rush, lanes);
@@ -3230,49 +3250,52 @@ static uint32_t mgr__rush_mark_excluded(mgr__rush *rush, uint32_t x)
 
 /* ---- seats ---- */
 
-/* One turn of sharing `sum` out among the instances that are `open`, each at
+/* One turn of sharing the sum out among the instances that are `open`, each at
  * least what it has; returns how many were found to have more than their quota,
- * and are closed. sum < 2^40, weights < 2^16: nothing overflows. */
-static size_t mgr__rush_quota(mgr__rush *rush, size_t open_count, uint64_t sum, uint64_t weights)
+ * and are closed. sum < 2^40, a weight < 2^16: nothing overflows. */
+static size_t mgr__rush_quota(mgr__rush *rush)
 {
-    uint64_t left = sum;
-    for (size_t n = 0; n < open_count; n++) {
+    uint64_t left = rush->sum;
+    for (size_t n = 0; n < rush->open_count; n++) {
         uint32_t i = rush->open[n];
-        uint64_t product = sum * rush->weight[i];
-        rush->via[i] = (uint32_t)(product / weights);
+        uint64_t product = rush->sum * rush->weight[i];
+        rush->via[i] = (uint32_t)(product / rush->weights);
         left -= rush->via[i];
-        rush->sorted[n] = (weights - 1 - product % weights) << 16 | i;
+        rush->sorted[n] = (rush->weights - 1 - product % rush->weights) << 16 | i;
     }
-    mgr__rush_sort64(rush->sorted, open_count);
-    if (rush->equal && !rush->in->slots && sum < open_count) left = open_count;
+    mgr__rush_sort64(rush->sorted, rush->open_count);
+    rush->spare = rush->equal && !rush->in->slots && left && rush->sum / rush->open_count < MGR__RUSH_LAYERS;
+    if (rush->spare) left = rush->open_count;
     for (size_t n = 0; n < left; n++) rush->via[rush->sorted[n] & 0xffffu]++;
     size_t closed = 0;
-    for (size_t n = 0; n < open_count; n++) {
+    for (size_t n = 0; n < rush->open_count; n++) {
         uint32_t i = rush->open[n];
         bool over = rush->via[i] < rush->total[i];
-        rush->seats[i] = over ? 0 : rush->via[i] - (uint32_t)rush->total[i];
+        rush->quota[i] = over ? 0 : rush->via[i] - (uint32_t)rush->total[i];
         if (over) closed++;
         else rush->open[n - closed] = i;
     }
     return closed;
 }
 
-/* Seats for `parts` partitions of the group at hand. */
+/* Quotas for `parts` partitions of the group at hand. */
 static void mgr__rush_share(mgr__rush *rush, size_t parts)
 {
-    size_t open_count = 0, closed;
+    size_t closed;
+    rush->open_count = 0;
     for (uint32_t i = 0; i < rush->in->member_count; i++) {
-        rush->seats[i] = rush->count[i] = 0;
-        if (rush->group_of[i] == rush->group) rush->open[open_count++] = i;
+        rush->quota[i] = rush->got[i] = rush->count[i] = 0;
+        if (rush->group_of[i] == rush->group) rush->open[rush->open_count++] = i;
     }
     do {
-        uint64_t sum = parts, weights = 0;
-        for (size_t n = 0; n < open_count; n++) {
-            sum += rush->total[rush->open[n]];
-            weights += rush->weight[rush->open[n]];
+        rush->sum = parts;
+        rush->weights = 0;
+        for (size_t n = 0; n < rush->open_count; n++) {
+            rush->sum += rush->total[rush->open[n]];
+            rush->weights += rush->weight[rush->open[n]];
         }
-        closed = mgr__rush_quota(rush, open_count, sum, weights);
-        open_count -= closed;
+        closed = mgr__rush_quota(rush);
+        rush->open_count -= closed;
     } while (closed);
 }
 
@@ -3282,7 +3305,7 @@ static void mgr__rush_share(mgr__rush *rush, size_t parts)
 static void mgr__rush_gate(mgr__rush *rush, uint32_t i)
 {
     bool shut = !rush->seats[i];
-    rush->bar[i] = shut ? 0 : rush->count[i] < rush->seats[i] ? MGR__RUSH_FREE : rush->held[rush->start[i]];
+    rush->bar[i] = shut ? 0 : rush->count[i] < rush->seats[i] ? rush->open_bar[i] : rush->held[rush->start[i]];
     uint32_t limit = (uint32_t)(rush->bar[i] >> 32);
     if (!shut && limit < UINT32_MAX) limit++;   /* a draw as large as the bar's wins if the partition is earlier */
     rush->lanes.limit[i] = limit ^ MGR__RUSH_BIAS;
@@ -3343,12 +3366,15 @@ static uint32_t mgr__rush_kernel_light(const mgr__rush *rush, const uint32_t *li
 static size_t mgr__rush_kernel_near(const mgr__rush *rush, uint64_t h) { return mgr__rush_lanes_near(&rush->lanes, rush->avx2, h); }
 
 /* The best instance for x among those that would take it, with its entry; by
- * looking at every draw in the row. */
+ * looking at each draw in the blocks that have one within its limit. */
 static uint32_t mgr__rush_best_slowly(const mgr__rush *rush, uint32_t x, uint64_t *entry)
 {
     uint64_t best = UINT64_MAX;
     uint32_t found = MGR__RUSH_NONE;
-    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+    size_t lanes = mgr__rush_kernel_near(rush, rush->hash[x] ^ rush->salt) * MGR__RUSH_LANES;
+    for (size_t n = 0; n < lanes; n++) {
+        uint32_t i = rush->lanes.blocks[n / MGR__RUSH_LANES] + n % MGR__RUSH_LANES;
+        if (i == rush->in->member_count) break;
         uint32_t v = rush->lanes.row[i] ^ MGR__RUSH_BIAS;
         uint64_t one = (uint64_t)v << 32 | x;
         if (one >= rush->bar[i]) continue;
@@ -3369,7 +3395,6 @@ static uint32_t mgr__rush_best_equal(const mgr__rush *rush, uint32_t x, uint64_t
     *entry = (found & 0xffffffff00000000u) | x;
     if (found != UINT64_MAX && *entry < rush->bar[(uint32_t)found]) return (uint32_t)found;
     /* None, or only one at a limit: its partition, or the largest draw of all. */
-    mgr__rush_kernel_near(rush, h);
     return mgr__rush_best_slowly(rush, x, entry);
 }
 
@@ -3416,7 +3441,6 @@ static uint32_t mgr__rush_best_weighted(const mgr__rush *rush, uint32_t x, uint6
     if (found != MGR__RUSH_NONE && best <= rush->bound) return found;
     found = mgr__rush_best_light(rush, lanes->limit, x, &best, entry);
     if (found != MGR__RUSH_NONE) return found;
-    mgr__rush_kernel_near(rush, rush->hash[x]);
     return mgr__rush_best_slowly(rush, x, entry);
 }
 
@@ -3430,6 +3454,7 @@ static uint32_t mgr__rush_best(mgr__rush *rush, uint32_t x, uint64_t *entry)
     uint32_t base = rush->base ? rush->base[x] : MGR__RUSH_NONE, best;
     *entry = x;     /* at its base owner: as if the draw were 0 */
     if (base != MGR__RUSH_NONE && *entry < rush->bar[base]) best = base;
+    else if (rush->short_reach) best = mgr__rush_best_slowly(rush, x, entry);
     else best = rush->equal ? mgr__rush_best_equal(rush, x, entry) : mgr__rush_best_weighted(rush, x, entry);
     for (uint32_t n = 0; n < rush->replica; n++)
         if ((i = mgr__rush_excluded(rush, x, n)) != MGR__RUSH_NONE) mgr__rush_gate(rush, i);
@@ -3866,20 +3891,79 @@ static void mgr__rush_split(mgr__rush *rush)
         if (rush->dead[i] && rush->group_of[i] == rush->group) rush->group_of[i] = group;
 }
 
+/* Match those that have no owner yet, each instance having seats up to `level`: what
+ * it holds is counted, from earlier replicas and layers. */
+static void mgr__rush_layer(mgr__rush *rush, uint64_t level)
+{
+    uint64_t seats = 0;
+    size_t depth = 0;
+    memset(rush->got, 0, rush->in->member_count * sizeof *rush->got);
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        if (rush->part_group[x] != rush->group) continue;
+        if (rush->owner[x] == MGR__RUSH_NONE) rush->stack[depth++] = x;
+        else rush->got[rush->owner[x]]++;
+    }
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        uint64_t held = rush->total[i] + rush->got[i], most = rush->total[i] + rush->quota[i];
+        if (most > level) most = level;
+        rush->seats[i] = most > held ? (uint32_t)(most - held) : 0;
+        rush->count[i] = 0;
+        seats += rush->seats[i];
+    }
+    if (!seats) return;
+    mgr__rush_gates(rush);
+    mgr__rush_match(rush, depth);
+}
+
+/* The layers of one seat each, for the pairs that are within reach: specification, 3. */
+static void mgr__rush_layers(mgr__rush *rush, size_t parts)
+{
+    const uint64_t n = rush->open_count, wide = 4 * MGR__RUSH_LAYERS * n, near = 3 * MGR__RUSH_LAYERS * n;
+    if (rush->in->slots || rush->sum >= wide) return;
+    uint64_t reach = ((wide - rush->sum < near ? wide - rush->sum : near) << 34) / (3 * parts * n);
+    for (size_t k = 0; k < n; k++) {
+        uint32_t i = rush->open[k];
+        uint64_t own = reach > UINT32_MAX ? reach : reach * rush->weight[i] * n / rush->weights;
+        rush->open_bar[i] = own > UINT32_MAX ? MGR__RUSH_FREE : own << 32;
+    }
+    uint64_t layers = rush->spare ? rush->sum / n : MGR__RUSH_LAYERS;
+    rush->short_reach = true;
+    for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);
+    rush->short_reach = false;
+}
+
+/* Give out all seats up to `level`. False: with some of them free there are
+ * partitions whose searches did not reach any; `dead` are the instances they reached. */
+static bool mgr__rush_fill(mgr__rush *rush, uint64_t level)
+{
+    bool left = false, vacant = false;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) rush->open_bar[i] = MGR__RUSH_FREE;
+    mgr__rush_layer(rush, level);
+    for (uint32_t x = 0; x < rush->in->partition_count; x++)
+        left |= rush->part_group[x] == rush->group && rush->owner[x] == MGR__RUSH_NONE;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) {
+        vacant |= rush->count[i] < rush->seats[i];
+        rush->seats[i] += rush->got[i];
+    }
+    if (!left || !vacant || mgr__rush_chains(rush)) return true;
+    for (uint32_t i = 0; i < rush->in->member_count; i++) if (rush->count[i] < rush->seats[i]) return false;
+    return true;
+}
+
 /* False: the group was split and has to be matched again. */
 static bool mgr__rush_solve(mgr__rush *rush)
 {
     size_t parts = 0;
-    for (uint32_t x = 0; x < rush->in->partition_count; x++)
-        if (rush->part_group[x] == rush->group) rush->stack[parts++] = x;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) {
+        if (rush->part_group[x] != rush->group) continue;
+        rush->owner[x] = MGR__RUSH_NONE;
+        parts++;
+    }
     if (!parts) return true;
     mgr__rush_share(rush, parts);
-    mgr__rush_gates(rush);
-    mgr__rush_match(rush, parts);
-    bool all = true;
-    for (uint32_t x = 0; x < rush->in->partition_count; x++)
-        if (rush->part_group[x] == rush->group && rush->owner[x] == MGR__RUSH_NONE) all = false;
-    if (all || mgr__rush_chains(rush)) return true;
+    mgr__rush_layers(rush, parts);
+    uint64_t full_layers = rush->spare ? rush->sum / rush->open_count : 0;
+    if (mgr__rush_fill(rush, full_layers) && mgr__rush_fill(rush, UINT64_MAX)) return true;
     mgr__rush_split(rush);
     return false;
 }

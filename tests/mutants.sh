@@ -239,7 +239,10 @@ mutant S29 any_file_will_do             test_keeper:death_is_proven 'if (device 
 
 # ---- promises of the manual, where a mutant is cheap ----
 mutant P5 draws_by_place                test_rush:input_order 'if (order->hash[a] != order->hash[b]) return order->hash[a] < order->hash[b] ? -1 : 1;' 'if (order) return a < b ? -1 : 1;'
-mutant P5 seats_only_for_partitions     test_rush:stays_near 'if (rush->equal && !rush->in->slots && sum < open_count) left = open_count;' ''
+mutant P5 seats_only_for_partitions     test_rush:no_size_jumps 'if (rush->spare) left = rush->open_count;' ''
+mutant P5 no_layers                     test_rush:no_size_jumps 'for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);' ''
+mutant P5 reach_ends_at_once            test_rush:no_size_jumps 'wide = 4 * MGR__RUSH_LAYERS * n' 'wide = MGR__RUSH_LAYERS * n'
+mutant P5 floor_is_not_filled           test_rush:borne_as_evenly 'if (mgr__rush_fill(rush, full_layers) && mgr__rush_fill' 'if (mgr__rush_fill'
 mutant P6 moves_unbounded               test_cluster:moves_max '(!c->config.moves_max || moving < c->config.moves_max)' 'true'
 mutant P7 nested_without_end            test_json:depth 'if (j->depth == MGR__JSON_DEPTH_MAX) return' 'if (false) return'
 mutant P7 head_without_end              test_wire:limits 'return ++w->head_bytes <= MGR_HEAD_BYTES_MAX ||' 'return true ||'
