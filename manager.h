@@ -2511,9 +2511,9 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   2. One group: all other partitions (n), all instances with weight (N; their
  *      weights W). S = n + sum H. Seats T_i = quota(S) - H_i; an instance that holds
  *      more than its quota has no seat, and the quota is taken again among the others:
- *      N, W and S are theirs then. Where weights are equal, S / N below 4 and not
- *      whole, all get the quota rounded up: there are spare seats, and the keys decide
- *      who stays with one less.
+ *      N, W and S are theirs then. Where weights are equal, S / N is below 4 and not
+ *      whole, and no more than S mod N hold more than floor(S / N), all get the quota
+ *      rounded up: there are spare seats, and the keys decide who stays with one less.
  *   3. match(L) places partitions that nobody has yet; i has the seats that are free
  *      up to L, H_i included, and no more than T_i. It is the stable matching: no
  *      partition x and instance i, not excluded, exist such that x would rather have i
@@ -3255,16 +3255,18 @@ static uint32_t mgr__rush_mark_excluded(mgr__rush *rush, uint32_t x)
  * and are closed. sum < 2^40, a weight < 2^16: nothing overflows. */
 static size_t mgr__rush_quota(mgr__rush *rush)
 {
-    uint64_t left = rush->sum;
+    uint64_t left = rush->sum, above = 0;
     for (size_t n = 0; n < rush->open_count; n++) {
         uint32_t i = rush->open[n];
         uint64_t product = rush->sum * rush->weight[i];
         rush->via[i] = (uint32_t)(product / rush->weights);
         left -= rush->via[i];
+        above += rush->total[i] > rush->via[i];
         rush->sorted[n] = (rush->weights - 1 - product % rush->weights) << 16 | i;
     }
     mgr__rush_sort64(rush->sorted, rush->open_count);
-    rush->spare = rush->equal && !rush->in->slots && left && rush->sum / rush->open_count < MGR__RUSH_LAYERS;
+    /* Were more above the full layers already, these had more seats than there are partitions for. */
+    rush->spare = rush->equal && !rush->in->slots && left && above <= left && rush->sum / rush->open_count < MGR__RUSH_LAYERS;
     if (rush->spare) left = rush->open_count;
     for (size_t n = 0; n < left; n++) rush->via[rush->sorted[n] & 0xffffu]++;
     size_t closed = 0;
@@ -3911,6 +3913,7 @@ static void mgr__rush_layer(mgr__rush *rush, uint64_t level)
         seats += rush->seats[i];
     }
     if (!seats) return;
+    MGR_ASSERT(seats <= rush->in->partition_count || seats <= rush->in->member_count);    /* as many as held has room for */
     mgr__rush_gates(rush);
     mgr__rush_match(rush, depth);
 }

@@ -243,6 +243,7 @@ mutant P5 seats_only_for_partitions     test_rush:no_size_jumps 'if (rush->spare
 mutant P5 no_layers                     test_rush:no_size_jumps 'for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);' ''
 mutant P5 reach_ends_at_once            test_rush:no_size_jumps 'wide = 4 * MGR__RUSH_LAYERS * n' 'wide = MGR__RUSH_LAYERS * n'
 mutant P5 floor_is_not_filled           test_rush:borne_as_evenly 'if (mgr__rush_fill(rush, full_layers) && mgr__rush_fill' 'if (mgr__rush_fill'
+mutant P5 seats_without_room            test_rush:leave_no_seats 'left && above <= left && ' 'left && '
 mutant P6 moves_unbounded               test_cluster:moves_max '(!c->config.moves_max || moving < c->config.moves_max)' 'true'
 mutant P7 nested_without_end            test_json:depth 'if (j->depth == MGR__JSON_DEPTH_MAX) return' 'if (false) return'
 mutant P7 head_without_end              test_wire:limits 'return ++w->head_bytes <= MGR_HEAD_BYTES_MAX ||' 'return true ||'

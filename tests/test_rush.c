@@ -62,12 +62,12 @@ static void naive_seats(const naive *n, const bool *member_in, size_t parts, nai
             left -= (uint64_t)quota[i];
         }
         /* Fewer than four for each member of one weight: whoever wants has one more. */
-        size_t open = 0, common = 0;
+        size_t open = 0, common = 0, above = 0;
         bool equal = true;
-        for (size_t i = 0; i < n->members; i++) if (in[i]) { open++; common = n->weight[i]; }
+        for (size_t i = 0; i < n->members; i++) if (in[i]) { open++; common = n->weight[i]; above += n->total[i] > (uint64_t)quota[i]; }
         for (size_t i = 0; i < n->members; i++) if (n->weight[i] && n->weight[i] != common) equal = false;
         s->sum = sum; s->open = open; s->weights = weights;
-        s->spare = equal && !n->by_slot && left && sum < 4 * open;
+        s->spare = equal && !n->by_slot && left && above <= left && sum < 4 * open;
         if (s->spare) left = open;
         for (; left; left--) {
             size_t most = NAIVE_N;
@@ -1062,6 +1062,22 @@ TEST(any_refusals_are_borne_as_evenly_as_can_be)
     }
 }
 
+/* 60 of 200 members alone may have 240 of 301 partitions, two of the others each of the
+ * rest: when the second replica comes, more are above the full layers than it brings
+ * partitions above them. There must be no more seats than there is room for. */
+TEST(members_that_are_full_leave_no_seats_to_others)
+{
+    case_make(&one, 301, 200, 2, 3);
+    for (uint32_t x = 0; x < 301; x++)
+        for (uint32_t i = 0; i < 200; i++) {
+            if (x < 240 ? i < 60 : i == 60 + (x - 240) % 140 || i == 130 + (x - 240) % 70) continue;
+            one.refused[one.refused_count].partition = x;
+            one.refused[one.refused_count++].member = i;
+        }
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK(same_as_naive(&one));
+}
+
 TEST(unplaceable_is_nobodys_and_disturbs_nobody)
 {
     uint32_t counts[CASE_N];
@@ -1796,6 +1812,7 @@ int main(int argc, char **argv)
     RUN(a_refused_pair_moves_little);
     RUN(refusals_spread_evenly);
     RUN(any_refusals_are_borne_as_evenly_as_can_be);
+    RUN(members_that_are_full_leave_no_seats_to_others);
     RUN(unplaceable_is_nobodys_and_disturbs_nobody);
     RUN(no_members_or_no_weight);
     RUN(bad_input_is_refused);
