@@ -2584,6 +2584,7 @@ enum { MGR__RUSH_WEIGHT_MAX = 65535, MGR__RUSH_SLOT_MAX = 65536, MGR__RUSH_LAYER
 #define MGR__RUSH_SCALE 0x1ffffffu       /* 2^25 - 1: so keys stay below 2^64, for E is 2^39 at most */
 #define MGR__RUSH_SLOT_SALT 0x5851f42d4c957f2du
 #define MGR__RUSH_NONE 0xffffffffu       /* no instance, no group */
+#define MGR__RUSH_FAR 0xfffffffeu        /* no instance, and while there are layers none is looked for */
 #define MGR__RUSH_FREE UINT64_MAX        /* the bar of an instance with a free seat: everything is better */
 
 /* floor(log2(1 + i/256) * 2^34) */
@@ -3903,7 +3904,7 @@ static void mgr__rush_layer(mgr__rush *rush, uint64_t level)
     for (uint32_t x = 0; x < rush->in->partition_count; x++) {
         if (rush->part_group[x] != rush->group) continue;
         if (rush->owner[x] == MGR__RUSH_NONE) rush->stack[depth++] = x;
-        else rush->got[rush->owner[x]]++;
+        else if (rush->owner[x] != MGR__RUSH_FAR) rush->got[rush->owner[x]]++;
     }
     for (uint32_t i = 0; i < rush->in->member_count; i++) {
         uint64_t held = rush->total[i] + rush->got[i], most = rush->total[i] + rush->quota[i];
@@ -3918,6 +3919,15 @@ static void mgr__rush_layer(mgr__rush *rush, uint64_t level)
     mgr__rush_match(rush, depth);
 }
 
+/* Those that nobody's reach includes, found once for all layers. */
+static void mgr__rush_leave_far(mgr__rush *rush)
+{
+    for (uint32_t i = 0; i < rush->in->member_count; i++) rush->seats[i] = rush->quota[i];
+    mgr__rush_gates(rush);
+    for (uint32_t x = 0; x < rush->in->partition_count; x++)
+        if (rush->part_group[x] == rush->group && !mgr__rush_kernel_near(rush, rush->hash[x])) rush->owner[x] = MGR__RUSH_FAR;
+}
+
 /* The layers of one seat each, for the pairs that are within reach: specification, 3. */
 static void mgr__rush_layers(mgr__rush *rush, size_t parts)
 {
@@ -3930,9 +3940,11 @@ static void mgr__rush_layers(mgr__rush *rush, size_t parts)
         rush->open_bar[i] = own > UINT32_MAX ? MGR__RUSH_FREE : own << 32;
     }
     uint64_t layers = rush->spare ? rush->sum / n : MGR__RUSH_LAYERS;
+    if (reach * n < (uint64_t)1 << 32) mgr__rush_leave_far(rush);   /* less than one pair each: it pays */
     rush->short_reach = true;
     for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);
     rush->short_reach = false;
+    for (uint32_t x = 0; x < rush->in->partition_count; x++) if (rush->owner[x] == MGR__RUSH_FAR) rush->owner[x] = MGR__RUSH_NONE;
 }
 
 /* Give out all seats up to `level`. False: with some of them free there are
