@@ -108,6 +108,8 @@
  *
  *     rush    by weight. An instance that comes or goes moves 1.0 to 6 times the least
  *             possible; one partition more or less moves a few others. The default.
+ *             From equal weights to unequal ones and back many move where there are
+ *             fewer than four partitions for each instance.
  *     slots   instances are numbered, each takes the lowest number that is free, and all
  *             weigh the same. One that comes moves exactly what it must; one or several
  *             that go, exactly what they had. With a number missing already the next
@@ -2519,8 +2521,8 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *      partition x and instance i, not excluded, exist such that x would rather have i
  *      (smaller key, then earlier i) and i has a seat free or holds a partition from
  *      this match behind x (larger key, then later x).
- *      If S < 16 N: match(1), match(2), match(3), match(4), the latter only up to
- *      floor(S / N) where seats are spare, with those pairs only whose draw is below
+ *      If S < 16 N: match(1), match(2) and so on up to match(4), where seats are spare
+ *      to match(floor(S / N)), with those pairs only whose draw is below
  *        reach_i = floor(reach w_i N / W),
  *        reach   = floor(2^34 min(12 N, 16 N - S) / (3 n N))  (from 2^32 on: all pairs).
  *      Then, with all pairs, match(floor(S / N)) where seats are spare, and in the end
@@ -2537,7 +2539,9 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  * a top layer that has seats to spare it is 1.7 and 2.8. Spare seats alone would make
  * a new map of everything where n passes a multiple of N; a full layer is the same
  * whether or not another one stands above it. From 4 partitions for each instance on
- * layers gain nothing and take time: they fade out, pair by pair, up to 16.
+ * layers gain nothing and take time: they fade out, pair by pair, up to 16. Unequal
+ * weights have no spare seats, for the quotas say who stays with one less: the first
+ * unequal weight moves a fifth of the map below four partitions each, more below one.
  *
  * Golden vectors (more in tests/test_rush.c):
  *   hash("a") = 5f29c2aadd9b8527, hash("partition-0") = 36109a8020d9d4dd
@@ -2562,7 +2566,8 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   The rest is a map as above: one replica, the order of instances that of their
  *   slots, weights 1, no spare seats, match(infinity) alone; and a partition would
  *   rather have its base owner than any other, and that instance would rather have it
- *   than any partition that is not of its base. All other keys are draw(h ^ 5851f42d4c957f2d, mix64(s)).
+ *   than any partition that is not of its base. All other keys are
+ *   draw(h ^ 5851f42d4c957f2d, mix64(s)).
  *   Of several stable matchings it is the one that suits the partitions best.
  *
  * So with slots 1 .. M all taken and nothing refused the base is the map, and a
@@ -2895,9 +2900,10 @@ typedef struct mgr__rush {
     uint32_t  replica, group, group_count;
     uint64_t  bound;            /* unequal weights: keys up to here lie within near */
     uint64_t  stamp_now;
-    uint64_t  sum, weights;     /* what the open instances share: partitions, and what they hold from earlier replicas */
+    uint64_t  sum;              /* what the open instances share: partitions, and what they hold from earlier replicas */
+    uint64_t  weights;          /* theirs */
     size_t    open_count;
-    bool      spare;            /* there are more seats than partitions */
+    bool      spare;            /* more seats than partitions, one for everybody in the top layer */
     bool      short_reach;      /* few draws are within their limits, most often none */
 
     uint64_t *hash;             /* of each partition */
@@ -2925,7 +2931,8 @@ typedef struct mgr__rush {
     uint32_t *near_max;         /* the largest draw with a key up to bound, or more */
     uint32_t *quota;            /* the most it may get in this replica */
     uint32_t *got;              /* of that, from earlier layers */
-    uint32_t *seats, *count, *start;    /* of the layer at hand */
+    uint32_t *seats, *count;    /* of the layer at hand; for chains with what was got */
+    uint32_t *start;            /* of the slice of held */
     uint32_t *group_of;
     uint32_t *open;             /* that take part in sharing */
     uint32_t *queue, *via;      /* the search for a chain of moves */
@@ -3931,16 +3938,17 @@ static void mgr__rush_leave_far(mgr__rush *rush)
 /* The layers of one seat each, for the pairs that are within reach: specification, 3. */
 static void mgr__rush_layers(mgr__rush *rush, size_t parts)
 {
-    const uint64_t n = rush->open_count, wide = 4 * MGR__RUSH_LAYERS * n, near = 3 * MGR__RUSH_LAYERS * n;
-    if (rush->in->slots || rush->sum >= wide) return;
-    uint64_t reach = ((wide - rush->sum < near ? wide - rush->sum : near) << 34) / (3 * parts * n);
-    for (size_t k = 0; k < n; k++) {
-        uint32_t i = rush->open[k];
-        uint64_t own = reach > UINT32_MAX ? reach : reach * rush->weight[i] * n / rush->weights;
+    const uint64_t open = rush->open_count, end = 4 * MGR__RUSH_LAYERS * open, fading = 3 * MGR__RUSH_LAYERS * open;
+    if (rush->in->slots || rush->sum >= end) return;
+    uint64_t reach = ((end - rush->sum < fading ? end - rush->sum : fading) << 34) / (3 * parts * open);
+    for (size_t n = 0; n < open; n++) {
+        uint32_t i = rush->open[n];
+        /* The product is below 2^64, for reach is below 2^32, and so is the rest of it. */
+        uint64_t own = reach > UINT32_MAX ? reach : reach * rush->weight[i] * open / rush->weights;
         rush->open_bar[i] = own > UINT32_MAX ? MGR__RUSH_FREE : own << 32;
     }
-    uint64_t layers = rush->spare ? rush->sum / n : MGR__RUSH_LAYERS;
-    if (reach * n < (uint64_t)1 << 32) mgr__rush_leave_far(rush);   /* less than one pair each: it pays */
+    uint64_t layers = rush->spare ? rush->sum / open : MGR__RUSH_LAYERS;
+    if (reach * open < (uint64_t)1 << 32) mgr__rush_leave_far(rush);   /* less than one pair each: it pays */
     rush->short_reach = true;
     for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);
     rush->short_reach = false;
@@ -3977,8 +3985,9 @@ static bool mgr__rush_solve(mgr__rush *rush)
     if (!parts) return true;
     mgr__rush_share(rush, parts);
     mgr__rush_layers(rush, parts);
-    uint64_t full_layers = rush->spare ? rush->sum / rush->open_count : 0;
-    if (mgr__rush_fill(rush, full_layers) && mgr__rush_fill(rush, UINT64_MAX)) return true;
+    /* The full layers first: else the keys might fill the top one and leave holes below. */
+    bool full = !rush->spare || mgr__rush_fill(rush, rush->sum / rush->open_count);
+    if (full && mgr__rush_fill(rush, UINT64_MAX)) return true;
     mgr__rush_split(rush);
     return false;
 }
