@@ -988,8 +988,8 @@ typedef struct mgr_member { const char *id; uint32_t weight; uint64_t joined; } 
 #define MGR_RUSH_NOBODY 0xffffffffu   /* in owners: unplaceable */
 
 /* The whole map: each partition to `replicas` distinct members, even to within
- * one. owners holds partition_count * replicas indices into members. Needs
- * mgr_rush_map_bytes of memory for the time of the call (MGR_MALLOC).
+ * one. owners[p * replicas + r] is an index into members, MGR_RUSH_NOBODY where none is
+ * left. Needs mgr_rush_map_bytes of memory for the time of the call (MGR_MALLOC).
  * MGR_INVALID: duplicate or empty names; MGR_LIMIT; MGR_NO_MEMORY. */
 MGRAPI mgr_result mgr_rush_map(const char *const *partitions, size_t partition_count,
                                const mgr_member *members, size_t member_count,
@@ -2498,7 +2498,8 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   draw(h, g) = v = lo(h) ^ lo(g);  v ^= v>>16;  v *= 7feb352d;  v ^= v>>15;
  *                v ^= hi(h) ^ hi(g); v *= 846ca68b;  v ^= v>>16;
  *                v *= 9e3779b1;      v ^= v>>15      32 bits, hexadecimal factors
- *   E(v)       = -log2((2^32 - v) / 2^32) in Q34, see mgr__rush_log
+ *   E(v)       = -log2((2^32 - v) / 2^32) in Q34, see mgr__rush_log: linear between
+ *                lg[i] = floor(log2(1 + i/256) 2^34)
  *   key(h, i)  = E(draw(h, g_i)) * floor((2^25 - 1) / w_i)       below 2^64
  *                E grows strictly, so that with equal weights the draw alone
  *                gives the same order.
@@ -2511,27 +2512,30 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   1. Excluded for a partition are its earlier owners, the instances it is
  *      refused by, and weight 0. A partition with no other instance is nobody's.
  *   2. One group: all other partitions (n), all instances with weight (N; their
- *      weights W). S = n + sum H. Seats T_i = quota(S) - H_i; an instance that holds
- *      more than its quota has no seat, and the quota is taken again among the others:
- *      N, W and S are theirs then. Where weights are equal, S / N is below 4 and not
- *      whole, and no more than S mod N hold more than floor(S / N), all get the quota
- *      rounded up: there are spare seats, and the keys decide who stays with one less.
+ *      weights W). S = n + sum H. Seats T_i = quota(S) - H_i; the instances that hold
+ *      more than their quota have no seat, and the quota is taken again among the
+ *      others, until there is none: N, W and S are theirs then. Where the weights of
+ *      all instances are equal, not only of this group's, S / N is below 4 and not
+ *      whole, and no more than S mod N hold more than floor(S / N), all of them get the
+ *      quota rounded up: there are spare seats, and the keys decide who stays with one
+ *      less.
  *   3. match(L) places partitions that nobody has yet; i has the seats that are free
  *      up to L, H_i included, and no more than T_i. It is the stable matching: no
  *      partition x and instance i, not excluded, exist such that x would rather have i
  *      (smaller key, then earlier i) and i has a seat free or holds a partition from
  *      this match behind x (larger key, then later x).
- *      If S < 16 N: match(1), match(2) and so on up to match(4), where seats are spare
- *      to match(floor(S / N)), with those pairs only whose draw is below
+ *      If S < 16 N: match(1), match(2) and so on, up to match(4), or where seats are
+ *      spare to match(floor(S / N)), with those pairs only whose draw is below
  *        reach_i = floor(reach w_i N / W),
- *        reach   = floor(2^34 min(12 N, 16 N - S) / (3 n N))  (from 2^32 on: all pairs).
+ *        reach   = floor(2^34 min(12 N, 16 N - S) / (3 n N)); from 2^32 on all pairs.
  *      Then, with all pairs, match(floor(S / N)) where seats are spare, and in the end
- *      match(infinity). These two are followed by 4.
- *   4. While a seat is free: each partition left over, in order, takes the shortest
- *      chain of moves to one, breadth first, instances and their partitions in order.
- *   5. If some found none, and seats are free yet: the instances that their searches
- *      reached are too few. They, what they hold and what is left over become a group
- *      of their own, the rest remains one; both are matched anew from 2.
+ *      match(infinity). Each of these two is followed by 4 and 5.
+ *   4. While one of the match's seats is free: each partition left over, in order, takes
+ *      the shortest chain of moves to one, breadth first, instances and what they got
+ *      in this replica in order.
+ *   5. If some found none, and one of those seats is free yet: the instances that their
+ *      searches reached are too few. They, what they hold and what is left over become
+ *      a group of their own, the rest remains one; both are matched anew from 2.
  *
  * Why layers and spare seats: with as many seats as partitions, whoever is put out
  * goes on until it finds the one seat that is new, and where partitions are few that
@@ -2566,9 +2570,9 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *   The rest is a map as above: one replica, the order of instances that of their
  *   slots, weights 1, no spare seats, match(infinity) alone; and a partition would
  *   rather have its base owner than any other, and that instance would rather have it
- *   than any partition that is not of its base. All other keys are
- *   draw(h ^ 5851f42d4c957f2d, mix64(s)).
- *   Of several stable matchings it is the one that suits the partitions best.
+ *   than any partition that is not of its base; among those the earlier is the better.
+ *   All other keys are draw(h ^ 5851f42d4c957f2d, mix64(s)). The base is of all
+ *   partitions, also of those that nobody may have.
  *
  * So with slots 1 .. M all taken and nothing refused the base is the map, and a
  * join moves the P / (M + 1) partitions that it must. Whoever leaves, one or
@@ -2579,7 +2583,8 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  *
  *   mix64(1) = 910a2dec89025cc1, mix64(2) = 975835de1c9756ce
  *   "0" .. "8" to slots 1 2 3: 1 3 2 2 1 3 2 3 1; without slot 2: 1 3 3 1 1 3 1 3 1;
- *   with slot 4 besides: 1 3 2 4 1 3 2 4 1 */
+ *   with slot 4 besides: 1 3 2 4 1 3 2 4 1
+ *   "400" .. "402" to slots 1 2, the last refused by both: 1 2 and nobody */
 
 #if MGR_PARTITION_COUNT_MAX > 0x1000000 || MGR_MEMBER_COUNT_MAX > 0x10000
 #error "manager.h: [rush] computes in 64 bits: at most 2^24 partitions and 2^16 members"

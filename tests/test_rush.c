@@ -751,7 +751,7 @@ TEST(golden_owners)
     const char *const parts[] = { "0", "1", "2", "3", "4", "5", "6" };
     const mgr_member members[] = { { "alpha", 1, 0 }, { "beta", 1, 0 }, { "gamma", 1, 0 } };
     const mgr_member heavy[] = { { "alpha", 3, 0 }, { "beta", 2, 0 }, { "gamma", 1, 0 } };
-    uint32_t owners[7];
+    uint32_t owners[8];
     char text[8] = "";
     CHECK_INT(mgr_rush_map(parts, 6, members, 3, 1, owners), MGR_OK);
     for (int x = 0; x < 6; x++) text[x] = "abg"[owners[x] % 3];
@@ -763,6 +763,16 @@ TEST(golden_owners)
     for (int x = 0; x < 2; x++) text[x] = "abg"[owners[x] % 3];
     text[2] = 0;
     CHECK_STR(text, "ag");
+    /* Few partitions: all pairs are within reach, also of the one that weighs little. */
+    const char *const eight[] = { "0", "1", "2", "3", "4", "5", "6", "7" };
+    const mgr_member uneven[] = { { "m524", 9, 0 }, { "m525", 1, 0 } };
+    CHECK_INT(mgr_rush_map(eight, 8, uneven, 2, 1, owners), MGR_OK);
+    for (uint32_t x = 0; x < 8; x++) CHECK_INT(owners[x], x == 5);
+    /* The weights of all count, not only of those who are left to share. */
+    const mgr_member mixed[] = { { "m787", 1, 0 }, { "m788", 5, 0 }, { "m789", 1, 0 }, { "m790", 1, 0 } };
+    uint32_t pairs[16];
+    CHECK_INT(mgr_rush_map(eight, 8, mixed, 4, 2, pairs), MGR_OK);
+    CHECK(pairs[8] == 1 && pairs[9] == 3);
     /* quota(7) for weights 3, 2, 1: the seat left over goes to 3.5, not to 2.33 or 1.17. */
     uint32_t counts[3] = { 0, 0, 0 };
     CHECK_INT(mgr_rush_map(parts, 7, heavy, 3, 1, owners), MGR_OK);
@@ -1312,6 +1322,10 @@ TEST(slots_golden)
     CHECK_INT(mgr_rush_slots(parts, 9, members, slots, 4, NULL, 0, owners), MGR_OK);
     for (int x = 0; x < 9; x++) text[x] = (char)('1' + owners[x]);
     CHECK_STR(text, "132413241");
+    const char *const refused_part[] = { "400", "401", "402" };
+    const mgr_refusal refused[] = { { 2, 0 }, { 2, 1 } };
+    CHECK_INT(mgr_rush_slots(refused_part, 3, members, slots, 2, refused, 2, owners), MGR_OK);
+    CHECK(owners[0] == 0 && owners[1] == 1 && owners[2] == MGR_RUSH_NOBODY);
 
     slots_make(&one, 1024, 50, 1);
     CHECK_INT(case_map(&one), MGR_OK);
