@@ -3952,7 +3952,7 @@ static void mgr__rush_layers(mgr__rush *rush, size_t parts)
         uint64_t own = reach > UINT32_MAX ? reach : reach * rush->weight[i] * open / rush->weights;
         rush->open_bar[i] = own > UINT32_MAX ? MGR__RUSH_FREE : own << 32;
     }
-    uint64_t layers = rush->spare ? rush->sum / open : MGR__RUSH_LAYERS;
+    uint64_t layers = rush->spare ? rush->sum / open : (uint64_t)MGR__RUSH_LAYERS;
     if (reach * open < (uint64_t)1 << 32) mgr__rush_leave_far(rush);   /* less than one pair each: it pays */
     rush->short_reach = true;
     for (uint64_t level = 1; level <= layers; level++) mgr__rush_layer(rush, level);
