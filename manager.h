@@ -2540,12 +2540,12 @@ static mgr__wire_state mgr__wire_eof(mgr__wire *w)
  * Why layers and spare seats: with as many seats as partitions, whoever is put out
  * goes on until it finds the one seat that is new, and where partitions are few that
  * is far: a leave moved 3.5 times the least at 64 x 50, 6 times at 1,024 x 1,000. With
- * a top layer that has seats to spare it is 1.7 and 2.8. Spare seats alone would make
+ * a top layer that has seats to spare it is 1.7 and 2.9. Spare seats alone would make
  * a new map of everything where n passes a multiple of N; a full layer is the same
  * whether or not another one stands above it. From 4 partitions for each instance on
  * layers gain nothing and take time: they fade out, pair by pair, up to 16. Unequal
- * weights have no spare seats, for the quotas say who stays with one less: the first
- * unequal weight moves a fifth of the map below four partitions each, more below one.
+ * weights have no spare seats, for the quotas say who stays with one less: below four
+ * partitions each the first unequal weight moves up to a fifth of the map, below one more.
  *
  * Golden vectors (more in tests/test_rush.c):
  *   hash("a") = 5f29c2aadd9b8527, hash("partition-0") = 36109a8020d9d4dd

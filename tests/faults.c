@@ -651,10 +651,9 @@ static bool wait_settled(int ms)
 {
     const char *why = "";
     int64_t until = e2e_now_ms() + ms;
-    for (bool late = false; ; e2e_sleep(100)) {
-        if (settled(&why)) return true;
-        if (late) break;
+    for (bool late = false; !late; e2e_sleep(100)) {
         late = e2e_now_ms() >= until;
+        if (settled(&why)) return true;
     }
     printf("  not settled within %d ms: %s\n", ms, why);
     e2e_view_print(&view, -1);

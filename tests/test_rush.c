@@ -854,6 +854,20 @@ static void case_remove(rush_case *c, size_t member)
     for (size_t i = member; i < c->members; i++) c->member[i].id = c->id_text[i + 1];
 }
 
+/* Add to `changed` what moves when member `gone` leaves a cluster, and what has to to `least`. */
+static void leave_moves(size_t parts, size_t members, size_t gone, unsigned seed, double *changed, double *least)
+{
+    uint32_t counts[CASE_N];
+    case_make(&one, parts, members, 1, seed);
+    case_make(&two, parts, members, 1, seed);
+    case_remove(&two, gone);
+    CHECK_INT(case_map(&one), MGR_OK);
+    CHECK_INT(case_map(&two), MGR_OK);
+    case_counts(&one, counts);
+    *changed += moved(&one, &two);
+    *least += counts[gone];
+}
+
 /* Fewer partitions than instances: what a leave from the middle moves, divided by the
  * least. Not in the grid; the figures are means over 2,000 clusters. */
 TEST(fewer_partitions_than_instances_move_little)
@@ -863,18 +877,8 @@ TEST(fewer_partitions_than_instances_move_little)
     };
     for (size_t n = 0; n < sizeof cells / sizeof cells[0]; n++) {
         double changed = 0, least = 0;
-        for (unsigned seed = 0; seed < cells[n].seeds; seed++) {
-            uint32_t counts[CASE_N];
-            size_t gone = cells[n].members / 2;
-            case_make(&one, cells[n].parts, cells[n].members, 1, 1000 + seed);
-            case_make(&two, cells[n].parts, cells[n].members, 1, 1000 + seed);
-            case_remove(&two, gone);
-            CHECK_INT(case_map(&one), MGR_OK);
-            CHECK_INT(case_map(&two), MGR_OK);
-            case_counts(&one, counts);
-            changed += moved(&one, &two);
-            least += counts[gone];
-        }
+        for (unsigned seed = 0; seed < cells[n].seeds; seed++)
+            leave_moves(cells[n].parts, cells[n].members, cells[n].members / 2, 1000 + seed, &changed, &least);
         CHECK(changed >= least && changed <= 1.2 * cells[n].leave * least);
     }
 }
@@ -891,18 +895,8 @@ TEST(no_size_jumps)
         size_t sizes = 0;
         for (size_t members = walks[n].from; members <= walks[n].to; members += walks[n].step, sizes++) {
             double changed = 0, least = 0;
-            for (unsigned seed = 0; seed < walks[n].seeds; seed++) {
-                uint32_t counts[CASE_N];
-                size_t gone = seed % members;
-                case_make(&one, walks[n].parts, members, 1, 1000 + seed);
-                case_make(&two, walks[n].parts, members, 1, 1000 + seed);
-                case_remove(&two, gone);
-                CHECK_INT(case_map(&one), MGR_OK);
-                CHECK_INT(case_map(&two), MGR_OK);
-                case_counts(&one, counts);
-                changed += moved(&one, &two);
-                least += counts[gone];
-            }
+            for (unsigned seed = 0; seed < walks[n].seeds; seed++)
+                leave_moves(walks[n].parts, members, seed % members, 1000 + seed, &changed, &least);
             sum += changed / least;
             if (changed / least > worst) worst = changed / least;
         }
